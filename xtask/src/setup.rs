@@ -1,0 +1,163 @@
+//! What the tests need and cargo does not bring: the Python oracles and what they write.
+//!
+//! Both are made once and stamped, as the last step, with a copy of what they were made from: a
+//! missing or different stamp means half-made or out of date, and everything is made anew.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::{Result, Tree, step};
+
+const STAMP: &str = "made-from.stamp";
+
+/// Each script takes the folder that it writes; the second column is that folder's name.
+const GENERATORS: [(&str, &str); 3] = [
+    ("make_fixtures.py", "interop"),
+    ("make_minilm.py", "all-minilm-l6-v2"),
+    ("cast_oracle.py", "casts"),
+];
+
+/// Makes the virtual environment unless it is there; returns its Python.
+pub(crate) fn python(tree: &Tree) -> Result<PathBuf> {
+    let _lock = lock(tree)?;
+    make_python(tree)
+}
+
+/// Makes the oracles' files unless they are there; returns Python and the files' folder.
+pub(crate) fn fixtures(tree: &Tree) -> Result<(PathBuf, PathBuf)> {
+    let _lock = lock(tree)?;
+    let python = make_python(tree)?;
+    let folder = tree.target.join("fixtures");
+    let mut source = requirements(tree)?;
+    for script in scripts(tree)? {
+        source += &read(&script)?;
+    }
+    if !is_made_from(&folder, &source) {
+        remove(&folder)?;
+        for (script, name) in GENERATORS {
+            let mut generator = tree.command(&python);
+            generator
+                .arg(tree.root.join("tests/python").join(script))
+                .arg(folder.join(name));
+            step(script, &mut generator)?;
+        }
+        stamp(&folder, &source)?;
+    }
+    Ok((python, folder))
+}
+
+fn make_python(tree: &Tree) -> Result<PathBuf> {
+    install_strace();
+    let folder = tree.root.join(".venv");
+    let python = folder.join(if cfg!(windows) {
+        "Scripts/python.exe"
+    } else {
+        "bin/python"
+    });
+    let wanted = requirements(tree)?;
+    if is_made_from(&folder, &wanted) && python.exists() {
+        return Ok(python);
+    }
+    remove(&folder)?;
+    let mut venv = tree.command("python3");
+    venv.args(["-m", "venv"]).arg(&folder);
+    step(
+        "make .venv (needs Python 3 with its venv module)",
+        &mut venv,
+    )?;
+    let mut pip = tree.command(&python);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+    ])
+    .arg(tree.root.join("tests/python/requirements.txt"));
+    step("install the Python oracles (some minutes, 6 GB)", &mut pip)?;
+    stamp(&folder, &wanted)?;
+    Ok(python)
+}
+
+/// Tests that count or fail system calls run under strace and skip themselves without it.
+fn install_strace() {
+    if !cfg!(target_os = "linux") || runs(Command::new("strace").arg("--version")) {
+        return;
+    }
+    let installed = is_root()
+        && runs(Command::new("apt-get").args(["update", "--quiet"]))
+        && runs(Command::new("apt-get").args(["install", "--quiet", "--yes", "strace"]));
+    if !installed {
+        eprintln!(
+            "xtask: WARNING: no strace, and it could not be installed: the tests that need it are SKIPPED"
+        );
+    }
+}
+
+#[cfg(unix)]
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+#[cfg(not(unix))]
+fn is_root() -> bool {
+    false
+}
+
+/// Whether a program is there and succeeds; its output is dropped.
+pub(crate) fn runs(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Keeps two runs in one tree from making the same thing at once; dropping the file unlocks it.
+fn lock(tree: &Tree) -> Result<File> {
+    let path = tree.target.join("xtask.lock");
+    fs::create_dir_all(&tree.target)
+        .and_then(|()| File::create(&path))
+        .and_then(|file| file.lock().map(|()| file))
+        .map_err(|why| format!("{}: {why}", path.display()))
+}
+
+fn requirements(tree: &Tree) -> Result<String> {
+    read(&tree.root.join("tests/python/requirements.txt"))
+}
+
+/// Everything that shapes the fixtures: the generators and what they import.
+fn scripts(tree: &Tree) -> Result<Vec<PathBuf>> {
+    let folder = tree.root.join("tests/python");
+    let entries = fs::read_dir(&folder).map_err(|why| format!("{}: {why}", folder.display()))?;
+    let mut scripts: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "py"))
+        .collect();
+    scripts.sort();
+    Ok(scripts)
+}
+
+fn is_made_from(folder: &Path, source: &str) -> bool {
+    fs::read_to_string(folder.join(STAMP)).is_ok_and(|stamp| stamp == source)
+}
+
+fn stamp(folder: &Path, source: &str) -> Result {
+    let path = folder.join(STAMP);
+    fs::write(&path, source).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+fn remove(folder: &Path) -> Result {
+    if !folder.exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(folder).map_err(|why| format!("{}: {why}", folder.display()))
+}
