@@ -1,0 +1,441 @@
+//! One error type for everything, and the stable codes behind it.
+//!
+//! [`Error`] is one pointer wide. It says where (path, tensor, byte), what was expected, what was
+//! found and what to do; [`Code`] names the rule for programs, [`Kind`] says who is at fault.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, where, and what to do about it.
+///
+/// ```
+/// use safeshard_core::{Code, Header, HeaderOptions, Kind};
+///
+/// let error = Header::parse(b"PK\x03\x04 a zip file", None, &HeaderOptions::default()).unwrap_err();
+/// assert_eq!(error.code(), Code::NotSafetensors);
+/// assert_eq!(error.kind(), Kind::Format);
+/// assert!(error.to_string().contains("zip"));
+/// ```
+pub struct Error(Box<Repr>);
+
+struct Repr {
+    code: Code,
+    path: Option<PathBuf>,
+    tensor: Option<String>,
+    offset: Option<u64>,
+    expected: Option<String>,
+    found: Option<String>,
+    help: Option<Cow<'static, str>>,
+    io: Option<io::Error>,
+    problems: Vec<Error>,
+}
+
+impl Error {
+    /// An error with a code and nothing else yet; the methods below add the details.
+    pub fn new(code: Code) -> Self {
+        Self(Box::new(Repr {
+            code,
+            path: None,
+            tensor: None,
+            offset: None,
+            expected: None,
+            found: None,
+            help: None,
+            io: None,
+            problems: Vec::new(),
+        }))
+    }
+
+    /// A failed call to the operating system.
+    pub fn io(code: Code, source: io::Error) -> Self {
+        let mut error = Self::new(code);
+        error.0.io = Some(source);
+        error
+    }
+
+    /// Several problems as one error; a single problem stays itself.
+    pub fn all(mut problems: Vec<Self>) -> Self {
+        match problems.pop() {
+            Some(only) if problems.is_empty() => only,
+            last => {
+                problems.extend(last);
+                let mut error = Self::new(Code::SeveralProblems);
+                error.0.problems = problems;
+                error
+            }
+        }
+    }
+
+    /// The same place and finding under a more telling code.
+    #[must_use]
+    pub(crate) fn recode(mut self, code: Code) -> Self {
+        self.0.code = code;
+        self
+    }
+
+    /// Names the file or folder, unless an inner layer already did.
+    #[must_use]
+    pub fn at_path(mut self, path: impl AsRef<Path>) -> Self {
+        self.0
+            .path
+            .get_or_insert_with(|| path.as_ref().to_path_buf());
+        self
+    }
+
+    /// Names the tensor, unless an inner layer already did.
+    #[must_use]
+    pub fn in_tensor(mut self, name: impl Into<String>) -> Self {
+        self.0.tensor.get_or_insert_with(|| name.into());
+        self
+    }
+
+    /// Says at which byte of the file, unless an inner layer already did.
+    #[must_use]
+    pub fn at_offset(mut self, offset: u64) -> Self {
+        self.0.offset.get_or_insert(offset);
+        self
+    }
+
+    /// Says what should have been there.
+    #[must_use]
+    pub fn expected(mut self, expected: impl fmt::Display) -> Self {
+        self.0.expected = Some(expected.to_string());
+        self
+    }
+
+    /// Says what was there instead.
+    #[must_use]
+    pub fn found(mut self, found: impl fmt::Display) -> Self {
+        self.0.found = Some(found.to_string());
+        self
+    }
+
+    /// Replaces the code's general advice with one that fits this case.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<Cow<'static, str>>) -> Self {
+        self.0.help = Some(help.into());
+        self
+    }
+
+    /// The stable name of the rule that was broken.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// Who is at fault: the machine, the file, the checkpoint, the caller, or a limit.
+    pub fn kind(&self) -> Kind {
+        self.0.code.kind()
+    }
+
+    /// The file or folder concerned.
+    pub fn path(&self) -> Option<&Path> {
+        self.0.path.as_deref()
+    }
+
+    /// The tensor concerned.
+    pub fn tensor(&self) -> Option<&str> {
+        self.0.tensor.as_deref()
+    }
+
+    /// The byte of the file at which the problem shows.
+    pub fn offset(&self) -> Option<u64> {
+        self.0.offset
+    }
+
+    /// What should have been there, in words.
+    pub fn expectation(&self) -> Option<&str> {
+        self.0.expected.as_deref()
+    }
+
+    /// What was there instead, in words.
+    pub fn finding(&self) -> Option<&str> {
+        self.0.found.as_deref()
+    }
+
+    /// The operating system's error behind this one.
+    pub fn io_error(&self) -> Option<&io::Error> {
+        self.0.io.as_ref()
+    }
+
+    /// The single problems of an error that carries several; empty otherwise.
+    pub fn problems(&self) -> &[Self] {
+        &self.0.problems
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let repr = &*self.0;
+        if let Some(path) = &repr.path {
+            write!(f, "{}: ", path.display())?;
+        }
+        match (&repr.tensor, repr.offset) {
+            (Some(tensor), Some(offset)) => write!(f, "tensor `{tensor}`, byte {offset}: ")?,
+            (Some(tensor), None) => write!(f, "tensor `{tensor}`: ")?,
+            (None, Some(offset)) => write!(f, "byte {offset}: ")?,
+            (None, None) => {}
+        }
+        f.write_str(repr.code.title())?;
+        match (&repr.expected, &repr.found) {
+            (Some(expected), Some(found)) => write!(f, ": expected {expected}, found {found}")?,
+            (Some(expected), None) => write!(f, ": expected {expected}")?,
+            (None, Some(found)) => write!(f, ": {found}")?,
+            (None, None) => {}
+        }
+        if let Some(io) = &repr.io {
+            write!(f, ": {io}")?;
+        }
+        let help = repr.help.as_deref().unwrap_or_else(|| repr.code.advice());
+        if !help.is_empty() {
+            write!(f, "; {help}")?;
+        }
+        if !repr.problems.is_empty() {
+            write!(f, ": {} in all", repr.problems.len())?;
+        }
+        for problem in repr.problems.iter().take(SHOWN_PROBLEMS) {
+            write!(f, "\n  - {problem}")?;
+        }
+        if repr.problems.len() > SHOWN_PROBLEMS {
+            write!(f, "\n  - and {} more", repr.problems.len() - SHOWN_PROBLEMS)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}] {self}", self.0.code.as_str())
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// How many problems of a broken checkpoint the message spells out; [`Error::problems`] has all.
+const SHOWN_PROBLEMS: usize = 20;
+
+/// Who is at fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The operating system refused a call.
+    Io,
+    /// A file breaks the rules of the format.
+    Format,
+    /// The files of a checkpoint do not fit together.
+    Checkpoint,
+    /// The caller asked for something that makes no sense.
+    Usage,
+    /// A bound of [`Limits`](crate::Limits) was reached.
+    Limit,
+    /// Legal, but not something this library or the framework can hold.
+    Unsupported,
+}
+
+/// How much a [`Finding`] matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Severity {
+    /// The checkpoint must not be used.
+    Error,
+    /// The checkpoint works; something about it is unusual.
+    Warning,
+}
+
+/// Something noticed about a checkpoint, with the same codes as errors.
+#[derive(Debug)]
+pub struct Finding {
+    /// How much it matters.
+    pub severity: Severity,
+    /// What and where.
+    pub problem: Error,
+}
+
+impl Finding {
+    /// A remark that stops nothing.
+    pub fn warning(problem: Error) -> Self {
+        Self {
+            severity: Severity::Warning,
+            problem,
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        write!(f, "{severity}: {}", self.problem)
+    }
+}
+
+/// One line a code: its variant, its stable name, who is at fault, what it says, what to do.
+macro_rules! codes {
+    ($($variant:ident $name:literal $kind:ident $title:literal $advice:literal;)*) => {
+        /// The stable name of every rule that can be broken.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Code {
+            $(#[doc = concat!("`", $name, "`: ", $title, ".")] $variant,)*
+        }
+
+        impl Code {
+            /// Every code, in the order of the table.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The name that outputs, scripts and tests rely on; it never changes.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// Who is at fault when this rule is broken.
+            pub fn kind(self) -> Kind {
+                match self { $(Self::$variant => Kind::$kind,)* }
+            }
+
+            /// The rule's message, without a place.
+            pub fn title(self) -> &'static str {
+                match self { $(Self::$variant => $title,)* }
+            }
+
+            /// What to do about it in general; may be empty.
+            pub fn advice(self) -> &'static str {
+                match self { $(Self::$variant => $advice,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    // The operating system
+    Io "io" Io "the operating system refused" "";
+    NotFound "not-found" Io "no such file or folder" "check the path";
+    NotRegularFile "not-a-regular-file" Io "not a regular file" "pass a file, an index or a folder";
+    FileChanged "file-changed" Io "the file changed while it was being read" "open the checkpoint again";
+    // The file: from its first byte to its last
+    HeaderTooShort "header-too-short" Format "the file ends inside the 8 bytes of the header's length" "the file is empty or was cut off: fetch it again";
+    NotSafetensors "not-safetensors" Format "this is no safetensors file" "";
+    HeaderTooLarge "header-too-large" Limit "the header is longer than the limit" "raise `Limits::header_bytes` if the file is trusted";
+    HeaderTruncated "header-truncated" Format "the file ends inside the header" "the file was cut off: fetch it again";
+    HeaderNotUtf8 "header-not-utf8" Format "the header is not UTF-8" "";
+    HeaderStart "header-start" Format "the header does not begin with `{`" "";
+    HeaderPadding "header-padding" Format "the header is padded with something other than spaces" "";
+    HeaderNotObject "header-not-object" Format "the header is not a JSON object" "";
+    JsonSyntax "json-syntax" Format "invalid JSON" "";
+    JsonDepth "json-depth" Limit "JSON nested too deeply" "";
+    MetadataType "metadata-type" Format "`__metadata__` must map strings to strings" "";
+    EntryType "entry-type" Format "a tensor's entry must be an object" "";
+    FieldMissing "field-missing" Format "a tensor's entry lacks a field" "";
+    FieldType "field-type" Format "a field of a tensor's entry has the wrong type" "";
+    FieldUnknown "field-unknown" Format "a tensor's entry has a field the format does not know" "";
+    DuplicateKey "duplicate-key" Format "a JSON object has the same key twice" "";
+    DuplicateTensor "duplicate-tensor" Format "the header names a tensor twice" "readers disagree on which one counts: write the file again";
+    UnknownDtype "unknown-dtype" Format "unknown dtype" "";
+    ShapeOverflow "shape-overflow" Format "the shape has more elements than 64 bits can count" "";
+    SubByteRemainder "sub-byte-remainder" Format "the tensor does not end on a whole byte" "";
+    OffsetsReversed "offsets-reversed" Format "data_offsets end before they begin" "";
+    OffsetsOverflow "offsets-overflow" Format "data_offsets reach beyond what 64 bits can count" "";
+    SizeMismatch "size-mismatch" Format "shape and dtype do not fill data_offsets" "";
+    Hole "hole" Format "bytes before this tensor belong to no tensor" "";
+    Overlap "overlap" Format "the tensor overlaps the one before it" "";
+    FileTruncated "file-truncated" Format "the file ends before its tensors do" "the file was cut off: fetch it again";
+    TrailingBytes "trailing-bytes" Format "the file goes on after its last tensor" "";
+    // Limits
+    LimitTensors "limit-tensors" Limit "more tensors than the limit" "raise `Limits::tensors` if the file is trusted";
+    LimitName "limit-name" Limit "a name is longer than the limit" "raise `Limits::name_bytes` if the file is trusted";
+    LimitRank "limit-rank" Limit "a shape has more dimensions than the limit" "raise `Limits::rank` if the file is trusted";
+    LimitDimensions "limit-dimensions" Limit "the shapes would take more memory than the header" "";
+    LimitMetadata "limit-metadata" Limit "`__metadata__` is longer than the limit" "raise `Limits::metadata_bytes` if the file is trusted";
+    LimitIgnored "limit-ignored" Limit "unknown fields are longer than the limit" "raise `Limits::ignored_bytes` if the file is trusted";
+    LimitIndex "limit-index" Limit "the index is longer than the limit" "raise `Limits::index_bytes` if the file is trusted";
+    LimitShards "limit-shards" Limit "more shards than the limit" "raise `Limits::shards` if the index is trusted";
+    LimitMemory "limit-memory" Limit "not enough memory for the tensor" "";
+    // The index and the folder
+    NoCheckpoint "no-checkpoint" Checkpoint "no safetensors checkpoint here" "";
+    AmbiguousCheckpoint "ambiguous-checkpoint" Checkpoint "more than one checkpoint here" "pass the path of the one you mean";
+    IndexMissing "index-missing" Checkpoint "shards without an index" "write one with `safeshard index --write`, or open the list of files";
+    VariantMissing "variant-missing" Checkpoint "no such variant here" "";
+    IndexSyntax "index-syntax" Checkpoint "the index is not valid JSON" "fetch it again";
+    IndexType "index-type" Checkpoint "the index has a value of the wrong type" "";
+    IndexNoMap "index-no-weight-map" Checkpoint "the index has no `weight_map`" "";
+    IndexEmpty "index-empty" Checkpoint "the index maps no tensor" "";
+    IndexDuplicate "index-duplicate" Checkpoint "the index names a tensor twice" "readers disagree on which one counts: write the index again";
+    ShardName "shard-name" Checkpoint "the index names a file that it must not name" "";
+    ShardMissing "shard-missing" Checkpoint "a shard is absent" "fetch the missing file";
+    TensorNotInShard "tensor-not-in-shard" Checkpoint "the shard lacks a tensor that the index places in it" "";
+    TensorMissing "tensor-missing" Checkpoint "no such tensor" "";
+    DuplicateAcrossFiles "duplicate-across-files" Checkpoint "two of the files hold a tensor of the same name" "leave out the file that is not meant";
+    SeveralProblems "several-problems" Checkpoint "the checkpoint has several problems" "";
+    UnlistedTensor "unlisted-tensor" Checkpoint "the shard holds a tensor that the index does not place in it; it is not served" "";
+    UnlistedFile "unlisted-file" Checkpoint "the folder holds a safetensors file that the checkpoint does not use" "";
+    TotalSize "total-size" Checkpoint "`metadata.total_size` is not the size of the tensors" "";
+    IndexMetadata "index-metadata" Checkpoint "the index's `metadata` is absent or not an object" "";
+    IndexExtraKey "index-extra-key" Checkpoint "the index has a key that is not `metadata` or `weight_map`" "";
+    // The caller's request
+    SliceRank "slice-rank" Usage "more ranges than the tensor has dimensions" "";
+    SliceRange "slice-range" Usage "the range is not inside the dimension" "";
+    SliceReversed "slice-reversed" Usage "the range ends before it begins" "";
+    SliceStep "slice-step" Usage "the step of a range must be at least 1" "";
+    SliceSubByte "slice-sub-byte" Unsupported "the slice does not fall on whole bytes" "";
+    BufferSize "buffer-size" Usage "the destination has the wrong size" "";
+    Cancelled "cancelled" Usage "cancelled" "";
+    // What a framework or a cast cannot do
+    UnsupportedDtype "unsupported-dtype" Unsupported "the framework has no such dtype" "";
+    UnsupportedCast "unsupported-cast" Unsupported "this cast is not offered" "";
+    CastValue "cast-value" Unsupported "a value does not fit the target dtype" "";
+    ShapeMismatch "shape-mismatch" Usage "the tensor has another shape than asked for" "";
+    DtypeMismatch "dtype-mismatch" Usage "the tensor has another dtype than asked for" "";
+    NameCollision "name-collision" Usage "two tensors would get the same name" "change the rename rule";
+    Framework "framework" Unsupported "the framework refused" "";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_pointer_wide() {
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+    }
+
+    #[test]
+    fn codes_are_unique_kebab_case() {
+        let mut seen = std::collections::HashSet::new();
+        for code in Code::ALL {
+            let name = code.as_str();
+            assert!(seen.insert(name), "{name} twice");
+            assert!(
+                name.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            );
+        }
+    }
+
+    #[test]
+    fn a_single_problem_stays_itself() {
+        assert_eq!(Error::all(vec![Error::new(Code::Hole)]).code(), Code::Hole);
+        let several = Error::all(vec![Error::new(Code::Hole), Error::new(Code::Overlap)]);
+        assert_eq!(several.code(), Code::SeveralProblems);
+        let codes: Vec<_> = several.problems().iter().map(Error::code).collect();
+        assert_eq!(codes, [Code::Hole, Code::Overlap]);
+    }
+
+    #[test]
+    fn the_message_puts_the_place_first() {
+        let error = Error::new(Code::SizeMismatch)
+            .at_path("a.safetensors")
+            .in_tensor("w")
+            .at_offset(40)
+            .expected("8 bytes")
+            .found("4");
+        assert_eq!(
+            error.to_string(),
+            "a.safetensors: tensor `w`, byte 40: shape and dtype do not fill data_offsets: \
+             expected 8 bytes, found 4"
+        );
+    }
+}

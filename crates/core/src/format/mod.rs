@@ -1,0 +1,9 @@
+//! Bytes and numbers only: no files, no threads.
+
+pub(crate) mod dtype;
+pub(crate) mod header;
+pub(crate) mod json;
+mod layout;
+mod parse;
+pub(crate) mod slice;
+mod sniff;
