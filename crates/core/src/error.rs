@@ -162,6 +162,11 @@ impl Error {
         self.0.io.as_ref()
     }
 
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.io_error()
+            .is_some_and(|error| error.kind() == io::ErrorKind::Interrupted)
+    }
+
     /// The single problems of an error that carries several; empty otherwise.
     pub fn problems(&self) -> &[Self] {
         &self.0.problems

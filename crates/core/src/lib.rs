@@ -3,6 +3,7 @@
 
 mod error;
 mod format;
+mod io;
 mod limits;
 
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
@@ -11,4 +12,9 @@ pub use format::header::{
     Header, HeaderOptions, Prefix, Profile, TensorInfo, UnknownDtype, UnsupportedTensor,
 };
 pub use format::slice::{DimRange, Slice};
+pub use io::buffer::{Destination, TypedBuffer, TypedVec};
+pub use io::cast::{Cast, CastError};
+pub use io::engine::{Cancel, Progress, ReadOptions};
+pub use io::mmap::MappedSource;
+pub use io::source::{FileSource, MemorySource, ReadAt};
 pub use limits::Limits;

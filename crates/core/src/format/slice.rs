@@ -224,6 +224,14 @@ impl Slice {
         start
     }
 
+    /// Where in the tensor byte `at` of the part lies. The part must be longer than `at`.
+    pub(crate) fn offset_of(&self, at: u64) -> u64 {
+        match self.run_len {
+            0 => self.start,
+            run_len => self.run_start(at / run_len) + at % run_len,
+        }
+    }
+
     /// The runs in the order of the part's elements, as bytes from the start of the tensor.
     pub fn runs(&self) -> impl Iterator<Item = Range<u64>> {
         (0..self.run_count()).map(|index| {

@@ -1,0 +1,399 @@
+//! Reads many parts of many files into many destinations, on a few threads.
+//!
+//! Every destination is cut into pieces of a few MiB. The pieces are sorted by file and offset, so
+//! that a cold file is read front to back whatever the order of the request, and the threads take
+//! them one after the other. A piece is read straight into its destination; only a cast or a finely
+//! scattered slice goes through a thread's own small buffer. So a tensor's bytes are touched once.
+
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{thread, vec};
+
+use super::buffer::{Destination, fill_all};
+use super::cast::Cast;
+use super::source::ReadAt;
+use crate::{Code, Error, Result, Slice};
+
+/// Bytes of a file that one call reads: large enough that the call costs nothing, small enough that
+/// the threads finish together.
+const PIECE: u64 = 8 << 20;
+
+/// Source bytes of a piece that is cast: they pass through a buffer, which should stay in the cache.
+const CAST_PIECE: u64 = 2 << 20;
+
+/// The buffer through which scattered runs are gathered.
+const GATHER: u64 = 1 << 20;
+
+/// Runs of this length are worth a call of their own.
+const LONG_RUN: u64 = 64 << 10;
+
+/// What lies between two runs is read along, rather than making a call for each, up to this length.
+const SMALL_GAP: u64 = 8 << 10;
+
+/// More threads than this have not made any storage faster.
+const MAX_THREADS: usize = 8;
+
+/// Less than this is read before a second thread has started.
+const WORTH_A_THREAD: u64 = 1 << 20;
+
+/// How a read runs.
+#[derive(Clone, Default)]
+pub struct ReadOptions {
+    /// Reading threads; `None` means as many as there are cores, at most 8.
+    pub threads: Option<NonZeroUsize>,
+    /// Called after every few MiB, from the reading threads, one call at a time.
+    pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+    /// Stops the read when cancelled.
+    pub cancel: Option<Cancel>,
+}
+
+impl fmt::Debug for ReadOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadOptions")
+            .field("threads", &self.threads)
+            .field("progress", &self.progress.is_some())
+            .field("cancel", &self.cancel)
+            .finish()
+    }
+}
+
+/// How far a read has come, in bytes of the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes read so far.
+    pub done: u64,
+    /// Bytes to read in all.
+    pub total: u64,
+}
+
+/// A switch that stops a running read, from any thread; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Stops every read that was given this switch; they fail with `cancelled`.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was used.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One part of one tensor and where it goes.
+pub(crate) struct Job<'s, D> {
+    pub(crate) source: &'s dyn ReadAt,
+    /// The file's place in the checkpoint: jobs of one file are read together.
+    pub(crate) file: usize,
+    pub(crate) tensor: &'s str,
+    /// Where in the file the tensor begins.
+    pub(crate) start: u64,
+    pub(crate) slice: Slice,
+    pub(crate) cast: Option<Cast>,
+    pub(crate) destination: D,
+}
+
+impl<D> Job<'_, D> {
+    /// Bytes of the destination for `bytes` of the file; the two differ where a cast is asked for.
+    fn scaled(&self, bytes: u64) -> u64 {
+        match self
+            .cast
+            .map(|cast| (cast.from().size(), cast.to().size(), cast.expansion()))
+        {
+            Some((Some(from), Some(to), expansion)) => bytes / from * to * expansion,
+            _ => bytes,
+        }
+    }
+}
+
+/// Fills all destinations; on an error, none is handed out and the first error is returned.
+///
+/// Memory: 3 MiB a thread at most, besides the destinations.
+pub(crate) fn fill<D: Destination>(
+    mut jobs: Vec<Job<'_, D>>,
+    options: &ReadOptions,
+) -> Result<Vec<D::Filled>> {
+    let mut pieces = Vec::new();
+    let mut total = 0;
+    for job in &mut jobs {
+        total += job.slice.byte_len();
+        cut(job, &mut pieces)?;
+    }
+    pieces.sort_by_key(|piece| (piece.file, piece.file_offset()));
+
+    let queue = Queue {
+        pieces: Mutex::new(pieces.into_iter()),
+        stopped: AtomicBool::new(false),
+        error: Mutex::new(None),
+        done: Mutex::new(0),
+        total,
+        options,
+    };
+    queue.run()?;
+    drop(queue);
+
+    let filled = jobs.into_iter().map(|job| {
+        // SAFETY: `cut` covered the whole of every destination with pieces, and `run` returned
+        // without error, so `Piece::read` has returned `Ok` for each of them: every byte of every
+        // piece was written.
+        unsafe { job.destination.assume_filled() }
+    });
+    Ok(filled.collect())
+}
+
+/// Part of a job, small enough for one thread to do at a time.
+struct Piece<'j> {
+    source: &'j dyn ReadAt,
+    file: usize,
+    tensor: &'j str,
+    start: u64,
+    slice: &'j Slice,
+    cast: Option<Cast>,
+    /// Which bytes of the slice, counted as if its runs were one.
+    from: u64,
+    len: u64,
+    memory: &'j mut [MaybeUninit<u8>],
+}
+
+fn cut<'j, D: Destination>(job: &'j mut Job<'_, D>, pieces: &mut Vec<Piece<'j>>) -> Result<()> {
+    let byte_len = job.slice.byte_len();
+    let expected = job.scaled(byte_len);
+    // Multiples of any element's size, so that no element is cut in two.
+    let piece_len = if job.cast.is_some() {
+        CAST_PIECE
+    } else {
+        PIECE
+    };
+    let memory_len = job.scaled(piece_len) as usize;
+    let (source, tensor, slice) = (job.source, job.tensor, &job.slice);
+    let memory = job.destination.bytes();
+    if memory.len() as u64 != expected {
+        return Err(Error::new(Code::BufferSize)
+            .in_tensor(tensor)
+            .expected(format_args!("{expected} bytes"))
+            .found(memory.len()));
+    }
+    let mut from = 0;
+    for memory in memory.chunks_mut(memory_len) {
+        let len = piece_len.min(byte_len - from);
+        pieces.push(Piece {
+            source,
+            file: job.file,
+            tensor,
+            start: job.start,
+            slice,
+            cast: job.cast,
+            from,
+            len,
+            memory,
+        });
+        from += len;
+    }
+    Ok(())
+}
+
+impl Piece<'_> {
+    fn file_offset(&self) -> u64 {
+        self.start + self.slice.offset_of(self.from)
+    }
+
+    /// Fills the piece's memory: all of it, on `Ok`.
+    fn read(self, scratch: &mut Scratch) -> Result<()> {
+        let (tensor, offset) = (self.tensor, self.file_offset());
+        self.read_into_memory(scratch)
+            .map_err(|error| error.in_tensor(tensor).at_offset(offset))
+    }
+
+    fn read_into_memory(self, scratch: &mut Scratch) -> Result<()> {
+        let runs = Runs {
+            source: self.source,
+            start: self.start,
+            slice: self.slice,
+            from: self.from,
+        };
+        let Some(cast) = self.cast else {
+            runs.read(self.memory, &mut scratch.gather)?;
+            return Ok(());
+        };
+        let raw = scratch.cast.room(CAST_PIECE as usize, self.len as usize);
+        let raw = runs.read(raw, &mut scratch.gather)?;
+        cast.run(raw, self.memory).map_err(|error| {
+            let before = self.from / cast.from().size().unwrap_or(1);
+            Error::new(Code::CastValue)
+                .expected(format_args!("a value of {}", cast.to()))
+                .found(format_args!(
+                    "element {}: {error}",
+                    before + error.element as u64
+                ))
+        })
+    }
+}
+
+/// A stretch of a slice, read run by run.
+struct Runs<'j> {
+    source: &'j dyn ReadAt,
+    start: u64,
+    slice: &'j Slice,
+    /// Where the stretch begins, counted in the slice's bytes.
+    from: u64,
+}
+
+impl Runs<'_> {
+    fn read<'b>(
+        &self,
+        memory: &'b mut [MaybeUninit<u8>],
+        gather: &mut Room,
+    ) -> Result<&'b mut [u8]> {
+        let run_len = self.slice.run_len().max(1);
+        fill_all(memory, |filled, rest| {
+            let at = self.from + filled as u64;
+            let left_in_run = run_len - at % run_len;
+            if left_in_run < LONG_RUN && left_in_run < rest.len() as u64 {
+                return self.gather(at, rest, gather);
+            }
+            let len = rest
+                .len()
+                .min(usize::try_from(left_in_run).unwrap_or(usize::MAX));
+            let part = rest.get_mut(..len).unwrap_or_default();
+            self.source
+                .read_at(self.start + self.slice.offset_of(at), part)
+        })
+    }
+
+    /// Reads short runs that lie close together with one call, and fills what they give.
+    fn gather<'b>(
+        &self,
+        at: u64,
+        memory: &'b mut [MaybeUninit<u8>],
+        gather: &mut Room,
+    ) -> Result<&'b mut [u8]> {
+        let run_len = self.slice.run_len();
+        let first = self.slice.offset_of(at);
+        // From run to run, as long as the next one is near and all of it fits.
+        let mut len = run_len - at % run_len;
+        let mut end = first + len;
+        while len < memory.len() as u64 && len + run_len <= memory.len() as u64 {
+            let next = self.slice.offset_of(at + len);
+            if next - end > SMALL_GAP || next + run_len - first > GATHER {
+                break;
+            }
+            len += run_len;
+            end = next + run_len;
+        }
+        let block = gather.room(GATHER as usize, (end - first) as usize);
+        let block: &[u8] = self.source.read_at(self.start + first, block)?;
+        let memory = memory.get_mut(..len as usize).unwrap_or_default();
+        fill_all(memory, |filled, rest| {
+            let at = at + filled as u64;
+            let start = (self.slice.offset_of(at) - first) as usize;
+            let len = rest.len().min((run_len - at % run_len) as usize);
+            let run = block.get(start..start + len).unwrap_or_default();
+            let part = rest.get_mut(..run.len()).unwrap_or_default();
+            Ok(part.write_copy_of_slice(run))
+        })
+    }
+}
+
+/// A thread's own buffers.
+#[derive(Default)]
+struct Scratch {
+    gather: Room,
+    cast: Room,
+}
+
+/// Memory that is allocated when it is first needed, and never zeroed.
+#[derive(Default)]
+struct Room(Vec<MaybeUninit<u8>>);
+
+impl Room {
+    /// The first `len` bytes of at least `capacity`.
+    fn room(&mut self, capacity: usize, len: usize) -> &mut [MaybeUninit<u8>] {
+        if self.0.len() < len {
+            self.0.resize(capacity.max(len), MaybeUninit::uninit());
+        }
+        self.0.get_mut(..len).unwrap_or_default()
+    }
+}
+
+/// The pieces that are left, and what became of the others.
+struct Queue<'j, 'o> {
+    pieces: Mutex<vec::IntoIter<Piece<'j>>>,
+    stopped: AtomicBool,
+    error: Mutex<Option<Error>>,
+    done: Mutex<u64>,
+    total: u64,
+    options: &'o ReadOptions,
+}
+
+impl Queue<'_, '_> {
+    fn run(&self) -> Result<()> {
+        let threads = self.threads();
+        thread::scope(|scope| {
+            for _ in 1..threads {
+                // Where no further thread can be had, the others do its work.
+                let worker = thread::Builder::new().name("safeshard-read".into());
+                let _no_thread = worker.spawn_scoped(scope, || self.work());
+            }
+            self.work();
+        });
+        match lock(&self.error).take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn threads(&self) -> usize {
+        let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let wanted = match self.options.threads {
+            Some(threads) => threads.get(),
+            None => available().min(MAX_THREADS),
+        };
+        let useful = usize::try_from(self.total / WORTH_A_THREAD).unwrap_or(usize::MAX);
+        wanted
+            .min(useful.max(1))
+            .min(lock(&self.pieces).len().max(1))
+    }
+
+    fn work(&self) {
+        let mut scratch = Scratch::default();
+        while !self.stopped.load(Ordering::Relaxed) {
+            let Some(piece) = lock(&self.pieces).next() else {
+                return;
+            };
+            let len = piece.len;
+            let result = match &self.options.cancel {
+                Some(cancel) if cancel.is_cancelled() => Err(Error::new(Code::Cancelled)),
+                _ => piece.read(&mut scratch),
+            };
+            match result {
+                Ok(()) => self.report(len),
+                Err(error) => {
+                    lock(&self.error).get_or_insert(error);
+                    self.stopped.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    fn report(&self, len: u64) {
+        // Held during the call, so that `done` only ever grows for the one who is told.
+        let mut done = lock(&self.done);
+        *done += len;
+        if let Some(progress) = &self.options.progress {
+            progress(Progress {
+                done: *done,
+                total: self.total,
+            });
+        }
+    }
+}
+
+/// A lock that a panicking progress callback cannot break: what it guards is always whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

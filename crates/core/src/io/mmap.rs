@@ -1,0 +1,54 @@
+//! The opt-in source that maps a file instead of reading it.
+
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
+
+use memmap2::Mmap;
+
+use super::source::{FileSource, ReadAt, copy_at};
+use crate::{Code, Error, Result};
+
+/// A regular file mapped into memory: its bytes can be borrowed without being read first.
+///
+/// Reading copies out of the mapping; a page that is not in the page cache is fetched on first
+/// touch, 4 KiB at a time, which is slow on network file systems. The mapping shares the page
+/// cache's memory.
+#[derive(Debug)]
+pub struct MappedSource {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl MappedSource {
+    /// Maps a file.
+    ///
+    /// # Safety
+    /// No process may write to the file or truncate it while it is mapped: bytes that change under
+    /// a `&[u8]` are undefined behaviour, and touching a page behind the new end kills the process
+    /// with SIGBUS. Replacing the file by rename, as this library saves, is fine.
+    ///
+    /// # Errors
+    /// As [`FileSource::open`].
+    pub unsafe fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let file = FileSource::open(path)?;
+        // SAFETY: the caller keeps the file from changing.
+        let map = unsafe { Mmap::map(file.file()) };
+        let path = file.path().to_path_buf();
+        let map = map.map_err(|error| Error::io(Code::Io, error).at_path(&path))?;
+        Ok(Self { path, map })
+    }
+}
+
+impl ReadAt for MappedSource {
+    fn len(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+        copy_at(&self.map, offset, buf).map_err(|error| error.at_path(&self.path))
+    }
+
+    fn as_bytes(&self) -> Option<&[u8]> {
+        Some(&self.map)
+    }
+}

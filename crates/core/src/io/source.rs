@@ -1,0 +1,276 @@
+//! Where bytes come from: anything that can be read at an offset.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::buffer::{fill_all, filled_vec};
+use crate::{Code, Error, Result};
+
+/// A source of bytes that is read by position, from any thread.
+///
+/// Implement it for a source of your own (an HTTP range, an object store) and open it with
+/// [`Checkpoint::from_sources`](crate::Checkpoint::from_sources).
+pub trait ReadAt: Debug + Send + Sync {
+    /// Length in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether there are no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills all of `buf` with the bytes at `offset` and returns it, now initialised.
+    ///
+    /// # Errors
+    /// `file-truncated` where the source ends before the buffer is full; `io` where the operating
+    /// system refuses. A short read or an interrupted call is no error: it is continued.
+    fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]>;
+
+    /// All bytes at once, where they lie in memory already.
+    fn as_bytes(&self) -> Option<&[u8]> {
+        None
+    }
+
+    /// Says whether the bytes may have changed since the source was opened.
+    ///
+    /// # Errors
+    /// `file-changed`.
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads `len` bytes at `offset` into a new vector.
+///
+/// # Errors
+/// As [`ReadAt::read_at`]; `limit-memory` where there is not enough memory.
+pub(crate) fn read_vec(source: &dyn ReadAt, offset: u64, len: u64) -> Result<Vec<u8>> {
+    let missing = |found| {
+        Error::new(Code::FileTruncated)
+            .at_offset(found)
+            .expected(format_args!("{len} bytes at {offset}"))
+    };
+    // Not before the length is known to be there: it may come from a hostile header.
+    let end = offset.checked_add(len).filter(|&end| end <= source.len());
+    if end.is_none() {
+        return Err(missing(source.len()));
+    }
+    filled_vec(len, |filled, rest| {
+        source.read_at(offset + filled as u64, rest)
+    })
+}
+
+/// A regular file, read by `pread` through one descriptor for the life of the source.
+#[derive(Debug)]
+pub struct FileSource {
+    path: PathBuf,
+    file: File,
+    identity: Identity,
+}
+
+impl FileSource {
+    /// Opens a file; follows symbolic links. A FIFO, device, socket or folder is refused without
+    /// blocking.
+    ///
+    /// # Errors
+    /// `not-found`, `not-a-regular-file`, `io`.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let (file, identity) = open_regular(&path).map_err(|error| error.at_path(&path))?;
+        Ok(Self {
+            path,
+            file,
+            identity,
+        })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl ReadAt for FileSource {
+    fn len(&self) -> u64 {
+        self.identity.len
+    }
+
+    fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+        pread_exact(&self.file, offset, buf).map_err(|error| error.at_path(&self.path))
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(|error| Error::io(Code::Io, error));
+        metadata
+            .and_then(|now| self.identity.check(&now))
+            .map_err(|error| error.at_path(&self.path))
+    }
+}
+
+/// Bytes in memory.
+#[derive(Clone)]
+pub struct MemorySource(Arc<[u8]>);
+
+impl MemorySource {
+    /// Takes the bytes of a whole file.
+    pub fn new(bytes: impl Into<Arc<[u8]>>) -> Self {
+        Self(bytes.into())
+    }
+}
+
+impl ReadAt for MemorySource {
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+        copy_at(&self.0, offset, buf)
+    }
+
+    fn as_bytes(&self) -> Option<&[u8]> {
+        Some(&self.0)
+    }
+}
+
+impl Debug for MemorySource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MemorySource({} bytes)", self.0.len())
+    }
+}
+
+/// What tells a file from another one that took its place, or from itself after a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) len: u64,
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+impl Identity {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        Self {
+            len: metadata.len(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+
+    fn check(&self, now: &std::fs::Metadata) -> Result<()> {
+        if Self::of(now) == *self {
+            return Ok(());
+        }
+        Err(Error::new(Code::FileChanged)
+            .expected(format_args!("the {} bytes that were opened", self.len))
+            .found(format_args!(
+                "{} bytes, changed or replaced since",
+                now.len()
+            )))
+    }
+
+    pub(crate) fn check_same(&self, other: &Self) -> Result<()> {
+        if self == other {
+            return Ok(());
+        }
+        Err(Error::new(Code::FileChanged)
+            .expected(format_args!("the {} bytes that were opened", self.len))
+            .found(format_args!("another file of {} bytes", other.len)))
+    }
+}
+
+/// Opens a regular file for reading. The error has no path yet.
+pub(crate) fn open_regular(path: &Path) -> Result<(File, Identity)> {
+    // Without NONBLOCK, opening a FIFO waits for a writer that may never come.
+    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+        .map_err(open_error)?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| Error::io(Code::Io, error))?;
+    if !metadata.is_file() {
+        return Err(Error::new(Code::NotRegularFile).found(describe(&metadata)));
+    }
+    Ok((file, Identity::of(&metadata)))
+}
+
+/// The error of opening a path, by cause.
+pub(crate) fn open_error(error: io::Error) -> Error {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT | Errno::NOTDIR) => Error::new(Code::NotFound),
+        // What opening a socket answers.
+        Some(Errno::NXIO) => Error::new(Code::NotRegularFile).found("a socket or device"),
+        _ => Error::io(Code::Io, error),
+    }
+}
+
+fn describe(metadata: &std::fs::Metadata) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = metadata.file_type();
+    match () {
+        () if kind.is_dir() => "a folder",
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_socket() => "a socket",
+        () => "a device",
+    }
+}
+
+/// `pread` until the buffer is full.
+pub(crate) fn pread_exact<'b>(
+    file: impl AsFd,
+    offset: u64,
+    buf: &'b mut [MaybeUninit<u8>],
+) -> Result<&'b mut [u8]> {
+    fill_all(buf, |filled, rest| {
+        let offset = offset + filled as u64;
+        let missing = rest.len();
+        match rustix::io::pread(&file, rest, offset) {
+            Ok((read, _)) if read.is_empty() => Err(Error::new(Code::FileTruncated)
+                .at_offset(offset)
+                .expected(format_args!("{missing} more bytes"))
+                .found("the end of the file, which shrank while it was read")),
+            Ok((read, _)) => Ok(read),
+            Err(errno) => Err(Error::io(Code::Io, errno.into()).at_offset(offset)),
+        }
+    })
+}
+
+/// Copies from bytes in memory.
+pub(crate) fn copy_at<'b>(
+    bytes: &[u8],
+    offset: u64,
+    buf: &'b mut [MaybeUninit<u8>],
+) -> Result<&'b mut [u8]> {
+    let source = usize::try_from(offset)
+        .ok()
+        .and_then(|start| bytes.get(start..start.checked_add(buf.len())?));
+    match source {
+        Some(source) => Ok(buf.write_copy_of_slice(source)),
+        None => Err(Error::new(Code::FileTruncated)
+            .at_offset(bytes.len() as u64)
+            .expected(format_args!("{} bytes at {offset}", buf.len()))),
+    }
+}
