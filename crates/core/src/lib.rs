@@ -1,11 +1,17 @@
 //! The core.
 #![deny(unsafe_code)]
 
+mod checkpoint;
 mod error;
 mod format;
 mod io;
 mod limits;
 
+pub use checkpoint::{
+    CastRecord, Checkpoint, CheckpointKind, DtypeRule, Fill, Filter, Index, Io, LoadOptions,
+    LoadReport, Mismatch, OpenOptions, Plan, Planned, Prefer, Rename, ShardFile, Support, Totals,
+    Unsupported, natural_order,
+};
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;
 pub use format::header::{

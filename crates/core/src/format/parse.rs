@@ -154,8 +154,10 @@ impl<'a> Parser<'a> {
             pairs.reverse();
             pairs.dedup_by(|a, b| key_of(a) == key_of(b));
             pairs.reverse();
-        } else if let Some([pair, _]) = pairs.array_windows().find(|[a, b]| key_of(a) == key_of(b))
-        {
+        } else if let Some(pair) = pairs.windows(2).find_map(|pair| match pair {
+            [a, b] if key_of(a) == key_of(b) => Some(b),
+            _ => None,
+        }) {
             return Err(Error::new(Code::DuplicateKey)
                 .at_offset(offset)
                 .found(format_args!("`{}` twice in `__metadata__`", key_of(pair))));

@@ -158,7 +158,7 @@ impl Slice {
                 _ if next.count == 1 => {}
                 None if next.stride == run_len => run_len *= next.count,
                 Some(inner) if next.stride == inner.stride * inner.count => {
-                    inner.count *= next.count
+                    inner.count *= next.count;
                 }
                 _ => repeats.push(next),
             }
@@ -296,7 +296,8 @@ mod tests {
     #[test]
     fn whole_rows_are_one_run() {
         let slice = Slice::new(Dtype::F32, &[10, 4, 8], &[(2u64..5).into()]).unwrap();
-        assert_eq!(slice.runs().collect::<Vec<_>>(), [2 * 128..5 * 128]);
+        assert_eq!(slice.runs().next(), Some(2 * 128..5 * 128));
+        assert_eq!(slice.run_count(), 1);
     }
 
     #[test]

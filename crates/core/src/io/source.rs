@@ -239,16 +239,16 @@ fn describe(metadata: &std::fs::Metadata) -> &'static str {
 }
 
 /// `pread` until the buffer is full.
-pub(crate) fn pread_exact<'b>(
+pub(crate) fn pread_exact(
     file: impl AsFd,
     offset: u64,
-    buf: &'b mut [MaybeUninit<u8>],
-) -> Result<&'b mut [u8]> {
+    buf: &mut [MaybeUninit<u8>],
+) -> Result<&mut [u8]> {
     fill_all(buf, |filled, rest| {
         let offset = offset + filled as u64;
         let missing = rest.len();
         match rustix::io::pread(&file, rest, offset) {
-            Ok((read, _)) if read.is_empty() => Err(Error::new(Code::FileTruncated)
+            Ok(([], _)) => Err(Error::new(Code::FileTruncated)
                 .at_offset(offset)
                 .expected(format_args!("{missing} more bytes"))
                 .found("the end of the file, which shrank while it was read")),

@@ -1,0 +1,359 @@
+//! What to load, under which name and as which dtype: decided before anything is read.
+//!
+//! Every adapter plans here and only says what its framework can hold.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use super::report::{CastRecord, LoadReport};
+use super::{Checkpoint, Fill};
+use crate::io::cast::Cast;
+use crate::io::engine::ReadOptions;
+use crate::{Code, Dtype, Error, OpenOptions, Result, TensorInfo, UnknownDtype};
+
+/// Says of a stored name whether its tensor is wanted.
+pub type Filter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// Turns a stored name into the one to load it under.
+pub type Rename = Arc<dyn Fn(&str) -> String + Send + Sync>;
+
+/// Says of a stored name and dtype which dtype is wanted; `None` for as it is stored.
+pub type DtypeRule = Arc<dyn Fn(&str, Dtype) -> Option<Dtype> + Send + Sync>;
+
+/// Which tensors to load, and how.
+///
+/// ```
+/// use std::sync::Arc;
+/// use safeshard_core::{Dtype, LoadOptions};
+///
+/// let options = LoadOptions {
+///     filter: Some(Arc::new(|name| name.starts_with("encoder."))),
+///     rename: Some(Arc::new(|name| name.replace("encoder.", ""))),
+///     ..LoadOptions::floats_as(Dtype::F32)
+/// };
+/// ```
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// How to open the checkpoint; here, a tensor of unknown dtype does not stop the others.
+    pub open: OpenOptions,
+    /// Threads, progress, cancellation.
+    pub read: ReadOptions,
+    /// Which names to load, as stored; `None` for all.
+    pub filter: Option<Filter>,
+    /// What a stored name becomes; two names must not become one.
+    pub rename: Option<Rename>,
+    /// The dtype a tensor is wanted in; `None` for all as they are stored.
+    pub dtype: Option<DtypeRule>,
+    /// What to do with a tensor whose dtype the framework does not have.
+    pub unsupported: Unsupported,
+}
+
+impl LoadOptions {
+    /// Everything that is floating point in this dtype; everything else as stored.
+    pub fn floats_as(dtype: Dtype) -> Self {
+        Self {
+            dtype: Some(Arc::new(move |_, stored| {
+                stored.is_float().then_some(dtype)
+            })),
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            open: OpenOptions {
+                unknown_dtype: UnknownDtype::Keep,
+                ..OpenOptions::default()
+            },
+            read: ReadOptions::default(),
+            filter: None,
+            rename: None,
+            dtype: None,
+            unsupported: Unsupported::default(),
+        }
+    }
+}
+
+impl fmt::Debug for LoadOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadOptions")
+            .field("open", &self.open)
+            .field("read", &self.read)
+            .field("filter", &self.filter.is_some())
+            .field("rename", &self.rename.is_some())
+            .field("dtype", &self.dtype.is_some())
+            .field("unsupported", &self.unsupported)
+            .finish()
+    }
+}
+
+/// What to do with a tensor whose dtype the framework does not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Unsupported {
+    /// Fail, naming the tensor and what would load it.
+    #[default]
+    Refuse,
+    /// Leave it out; the report says so.
+    Skip,
+    /// Load it as the dtype that the adapter documents for it, every value kept; the report says
+    /// so. A tensor for which there is none is refused.
+    Widen,
+}
+
+/// Whether a framework can hold a dtype.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Support {
+    /// As it is.
+    Native,
+    /// Not as it is, but every value fits this dtype.
+    Widen(Dtype),
+    /// Not at all.
+    Never,
+}
+
+/// One tensor to load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Its name after renaming.
+    pub name: String,
+    /// Its name in the checkpoint.
+    pub stored: String,
+    /// Its dtype after the cast.
+    pub dtype: Dtype,
+    /// Its shape after the cast: `C64` as `F32` has a last dimension of 2.
+    pub shape: Vec<u64>,
+    /// The conversion on the way, if any.
+    pub cast: Option<Cast>,
+    /// Bytes after the cast.
+    pub byte_len: u64,
+}
+
+impl Planned {
+    /// The request for all of it.
+    pub fn fill<D>(&self, destination: D) -> Fill<D> {
+        Fill {
+            name: self.stored.clone(),
+            ranges: None,
+            cast: self.cast,
+            destination,
+        }
+    }
+
+    fn record(&self) -> Option<CastRecord> {
+        Some(CastRecord {
+            name: self.name.clone(),
+            from: self.cast?.from(),
+            to: self.dtype,
+        })
+    }
+}
+
+/// What a load will do.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Each tensor that will be read, in natural order of the stored names.
+    pub tensors: Vec<Planned>,
+    /// Further names for tensors of the plan: the alias, and its position in `tensors`.
+    pub aliases: Vec<(String, usize)>,
+    /// What the load will report; an adapter may add to it.
+    pub report: LoadReport,
+}
+
+impl Checkpoint {
+    /// Decides what to load. Reads nothing.
+    ///
+    /// An alias is loaded as a second name of the tensor it stands for, without reading it twice.
+    ///
+    /// # Errors
+    /// All tensors that cannot be loaded as asked, in one error: `unsupported-dtype`,
+    /// `unsupported-cast`, `unknown-dtype`, `name-collision`.
+    pub fn plan(&self, options: &LoadOptions, support: impl Fn(Dtype) -> Support) -> Result<Plan> {
+        let mut planner = Planner {
+            options,
+            support: &support,
+            plan: Plan::default(),
+            positions: HashMap::new(),
+            taken: HashMap::new(),
+            problems: Vec::new(),
+        };
+        for tensor in self.tensors() {
+            planner.add(tensor, tensor.name);
+        }
+        for (alias, kept) in self.aliases() {
+            if let Ok(tensor) = self.info(kept) {
+                planner.add_alias(alias, tensor);
+            }
+        }
+        for tensor in self.unsupported() {
+            planner.add_unknown(tensor.name, tensor.dtype);
+        }
+        match planner.problems.is_empty() {
+            true => Ok(planner.plan),
+            false => Err(Error::all(planner.problems)),
+        }
+    }
+
+    /// Decides how to load one tensor, by its name or an alias: in `dtype`, or as it is stored.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::info`] and [`Checkpoint::plan`].
+    pub fn plan_one(
+        &self,
+        name: &str,
+        dtype: Option<Dtype>,
+        unsupported: Unsupported,
+        support: impl Fn(Dtype) -> Support,
+    ) -> Result<Planned> {
+        let tensor = self.info(name)?;
+        let planned = plan_tensor(tensor, dtype, unsupported, &support)?;
+        planned.ok_or_else(|| unsupported_dtype(tensor, support(tensor.dtype)))
+    }
+}
+
+struct Planner<'o> {
+    options: &'o LoadOptions,
+    support: &'o dyn Fn(Dtype) -> Support,
+    plan: Plan,
+    /// Where in the plan a stored name is.
+    positions: HashMap<String, usize>,
+    /// Which stored name got a new name.
+    taken: HashMap<String, String>,
+    problems: Vec<Error>,
+}
+
+impl Planner<'_> {
+    /// Plans a tensor under `name`, its own or an alias.
+    fn add(&mut self, tensor: TensorInfo<'_>, name: &str) {
+        let Some(new_name) = self.new_name(name) else {
+            return;
+        };
+        let wanted = self.options.dtype.as_ref();
+        let wanted = wanted.and_then(|rule| rule(tensor.name, tensor.dtype));
+        match plan_tensor(tensor, wanted, self.options.unsupported, self.support) {
+            Ok(Some(mut planned)) => {
+                planned.name = new_name;
+                self.plan.report.loaded.push(planned.name.clone());
+                self.plan.report.cast.extend(planned.record());
+                self.positions
+                    .insert(planned.stored.clone(), self.plan.tensors.len());
+                self.plan.tensors.push(planned);
+            }
+            Ok(None) => {
+                let dtype = tensor.dtype.to_string();
+                self.plan.report.skipped.push((new_name, dtype));
+            }
+            Err(error) => self.problems.push(error),
+        }
+    }
+
+    fn add_alias(&mut self, alias: &str, kept: TensorInfo<'_>) {
+        // The kept name may have been filtered out: then the alias is what is loaded.
+        let Some(&position) = self.positions.get(kept.name) else {
+            return self.add(kept, alias);
+        };
+        if let (Some(alias), Some(planned)) =
+            (self.new_name(alias), self.plan.tensors.get(position))
+        {
+            self.plan.report.loaded.push(alias.clone());
+            self.plan
+                .report
+                .aliased
+                .push((alias.clone(), planned.name.clone()));
+            self.plan.aliases.push((alias, position));
+        }
+    }
+
+    fn add_unknown(&mut self, name: &str, dtype: &str) {
+        let Some(new_name) = self.new_name(name) else {
+            return;
+        };
+        if self.options.unsupported == Unsupported::Skip {
+            self.plan.report.skipped.push((new_name, dtype.to_owned()));
+            return;
+        }
+        let error = Error::new(Code::UnknownDtype).in_tensor(name);
+        let error = error.found(format_args!("`{dtype}`"));
+        self.problems
+            .push(error.help("`Unsupported::Skip` leaves it out"));
+    }
+
+    /// What a name becomes, or `None` if it is not wanted or already taken.
+    fn new_name(&mut self, name: &str) -> Option<String> {
+        let wanted = self
+            .options
+            .filter
+            .as_ref()
+            .is_none_or(|filter| filter(name));
+        if !wanted {
+            return None;
+        }
+        let rename = self.options.rename.as_ref();
+        let new_name = rename.map_or_else(|| name.to_owned(), |rename| rename(name));
+        if let Some(other) = self.taken.insert(new_name.clone(), name.to_owned()) {
+            let error = Error::new(Code::NameCollision).in_tensor(name);
+            self.problems
+                .push(error.found(format_args!("`{other}` also becomes `{new_name}`")));
+            return None;
+        }
+        Some(new_name)
+    }
+}
+
+/// How to load a tensor; `None` if it is to be skipped.
+fn plan_tensor(
+    tensor: TensorInfo<'_>,
+    wanted: Option<Dtype>,
+    unsupported: Unsupported,
+    support: &dyn Fn(Dtype) -> Support,
+) -> Result<Option<Planned>> {
+    let own = support(tensor.dtype);
+    let dtype = match (wanted, own, unsupported) {
+        (Some(wanted), _, _) if wanted != tensor.dtype => wanted,
+        (_, Support::Native, _) => tensor.dtype,
+        (_, _, Unsupported::Skip) => return Ok(None),
+        (_, Support::Widen(wider), Unsupported::Widen) => wider,
+        (_, support, _) => return Err(unsupported_dtype(tensor, support)),
+    };
+    if support(dtype) != Support::Native {
+        return Err(Error::new(Code::UnsupportedDtype)
+            .in_tensor(tensor.name)
+            .found(format_args!("{dtype}, which it is wanted in")));
+    }
+    let cast = Cast::new(tensor.dtype, dtype);
+    if cast.is_none() && dtype != tensor.dtype {
+        return Err(Error::new(Code::UnsupportedCast)
+            .in_tensor(tensor.name)
+            .found(format_args!("{} to {dtype}", tensor.dtype))
+            .help("integers are never cast: load them as they are stored"));
+    }
+    let mut shape = tensor.shape.to_vec();
+    if let Some(expansion @ 2..) = cast.map(Cast::expansion) {
+        shape.push(expansion);
+    }
+    let Some(byte_len) = dtype.byte_len(&shape) else {
+        return Err(Error::new(Code::ShapeOverflow).in_tensor(tensor.name));
+    };
+    Ok(Some(Planned {
+        name: tensor.name.to_owned(),
+        stored: tensor.name.to_owned(),
+        dtype,
+        shape,
+        cast,
+        byte_len,
+    }))
+}
+
+fn unsupported_dtype(tensor: TensorInfo<'_>, support: Support) -> Error {
+    let error = Error::new(Code::UnsupportedDtype)
+        .in_tensor(tensor.name)
+        .found(tensor.dtype);
+    match support {
+        Support::Widen(wider) => error.help(format!(
+            "`Unsupported::Widen` loads it as {wider}, `Unsupported::Skip` leaves it out"
+        )),
+        _ => error.help("`Unsupported::Skip` leaves it out"),
+    }
+}

@@ -1,0 +1,372 @@
+//! What is at a path: a file, an index, or a folder with one of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::names::sample;
+use crate::io::source::open_error;
+use crate::{Code, Error, Result};
+
+/// What to do in a folder that has both an index and a single file of the same name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Prefer {
+    /// Refuse: one of the two is out of date, and nothing says which.
+    #[default]
+    Neither,
+    /// Open the index, as huggingface_hub does.
+    Index,
+    /// Open the single file, as transformers does.
+    Single,
+}
+
+/// What a path turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Located {
+    File(PathBuf),
+    Index(PathBuf),
+    /// Only the index's contents can tell whether the file belongs to it.
+    Both {
+        index: PathBuf,
+        single: PathBuf,
+    },
+}
+
+/// The checkpoint at `path`, and if it is a folder, the safetensors files in it.
+pub(crate) fn locate(path: &Path, variant: Option<&str>) -> Result<(Located, Listing)> {
+    let metadata = fs::metadata(path).map_err(|error| open_error(error).at_path(path))?;
+    if metadata.is_dir() {
+        let folder = cache_snapshot(path).unwrap_or_else(|| path.to_path_buf());
+        let listing = Listing::read(&folder)?;
+        let located = listing
+            .choose(variant)
+            .map_err(|error| error.at_path(&folder))?;
+        return Ok((located, listing));
+    }
+    let is_index = path
+        .extension()
+        .is_some_and(|extension| extension == "json");
+    let located = match is_index {
+        true => Located::Index(path.to_path_buf()),
+        false => Located::File(path.to_path_buf()),
+    };
+    Ok((located, Listing::default()))
+}
+
+/// Of a repository in the Hugging Face cache, the folder of its main revision.
+fn cache_snapshot(path: &Path) -> Option<PathBuf> {
+    const LONGEST_REVISION: u64 = 100;
+    let main = path.join("refs").join("main");
+    if fs::metadata(&main).ok()?.len() > LONGEST_REVISION {
+        return None;
+    }
+    let revision = fs::read_to_string(main).ok()?;
+    let revision = revision.trim();
+    let is_hash = !revision.is_empty() && revision.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let snapshot = path.join("snapshots").join(revision);
+    (is_hash && snapshot.is_dir()).then_some(snapshot)
+}
+
+/// The names in a folder that have to do with safetensors, sorted.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    folder: PathBuf,
+    names: Vec<String>,
+}
+
+/// The names that Hugging Face's libraries give, the one that wins first.
+const STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapter_model"];
+
+impl Listing {
+    fn read(folder: &Path) -> Result<Self> {
+        let failed = |error| Error::io(Code::Io, error).at_path(folder);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(folder).map_err(failed)? {
+            // A name that is not UTF-8 cannot be named by an index or by Hugging Face's rules.
+            if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            names,
+        })
+    }
+
+    /// Safetensors files in the folder, except those that `used` says belong to the checkpoint.
+    pub(crate) fn others(&self, used: impl Fn(&Path) -> bool) -> impl Iterator<Item = PathBuf> {
+        self.safetensors()
+            .map(|name| self.folder.join(name))
+            .filter(move |path| !used(path))
+    }
+
+    fn choose(&self, variant: Option<&str>) -> Result<Located> {
+        for stem in STEMS {
+            if let Some(located) = self.of_stem(stem, variant)? {
+                return Ok(located);
+            }
+        }
+        match variant {
+            Some(variant) => self.only_one_of_variant(variant),
+            None => self.only_one(),
+        }
+    }
+
+    /// The checkpoint of a stem such as `model`, if there is one.
+    fn of_stem(&self, stem: &str, variant: Option<&str>) -> Result<Option<Located>> {
+        let (single, indexes, shards) = match variant {
+            None => (
+                format!("{stem}.safetensors"),
+                vec![format!("{stem}.safetensors.index.json")],
+                format!("{stem}-"),
+            ),
+            // transformers and new diffusers; old diffusers; the plain reading.
+            Some(variant) => (
+                format!("{stem}.{variant}.safetensors"),
+                vec![
+                    format!("{stem}.safetensors.index.{variant}.json"),
+                    format!("{stem}.safetensors.{variant}.index.json"),
+                    format!("{stem}.{variant}.safetensors.index.json"),
+                ],
+                format!("{stem}.{variant}-"),
+            ),
+        };
+        let indexes = indexes
+            .iter()
+            .filter(|name| self.has(name))
+            .cloned()
+            .collect();
+        let single = self.has(&single).then_some(single);
+        let shards = self.shards().filter(|name| name.starts_with(&shards));
+        self.decide(
+            indexes,
+            single.into_iter().collect(),
+            shards.map(str::to_owned).collect(),
+        )
+    }
+
+    /// Whatever its name: the only checkpoint of the folder.
+    fn only_one(&self) -> Result<Located> {
+        let ends_with = |end: &'static str| move |name: &&str| name.ends_with(end);
+        let owned = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
+        let names = || self.names.iter().map(String::as_str);
+        let indexes = names()
+            .filter(ends_with(".safetensors.index.json"))
+            .collect();
+        let singles = self.safetensors().filter(|name| !is_shard(name)).collect();
+        let shards = self.shards().collect();
+        let located = self.decide(owned(indexes), owned(singles), owned(shards))?;
+        located.ok_or_else(|| self.nothing())
+    }
+
+    fn only_one_of_variant(&self, variant: &str) -> Result<Located> {
+        let single = format!(".{variant}.safetensors");
+        let index = [
+            format!(".index.{variant}.json"),
+            format!(".{variant}.index.json"),
+        ];
+        let owned = |keep: &dyn Fn(&str) -> bool| {
+            let names = self.names.iter().filter(|name| keep(name));
+            names.cloned().collect::<Vec<_>>()
+        };
+        let indexes = owned(&|name| {
+            name.contains(".safetensors.") && index.iter().any(|end| name.ends_with(end))
+        });
+        let singles = owned(&|name| name.ends_with(&single));
+        self.decide(indexes, singles, Vec::new())?.ok_or_else(|| {
+            let error = Error::new(Code::VariantMissing)
+                .expected(format_args!("files of the variant `{variant}`"));
+            match self.safetensors().next() {
+                Some(_) => error.found(sample(self.safetensors())),
+                None => error.found("no safetensors file"),
+            }
+        })
+    }
+
+    /// One index, or one single file, or both of one name; anything else is for the caller to say.
+    fn decide(
+        &self,
+        indexes: Vec<String>,
+        singles: Vec<String>,
+        shards: Vec<String>,
+    ) -> Result<Option<Located>> {
+        let path = |name: &str| self.folder.join(name);
+        let ambiguous = |names: &mut dyn Iterator<Item = &String>| {
+            let error = Error::new(Code::AmbiguousCheckpoint);
+            Err(error.found(sample(names.map(String::as_str))))
+        };
+        match (indexes.as_slice(), singles.as_slice()) {
+            ([], []) if shards.is_empty() => Ok(None),
+            ([], []) => {
+                let found = sample(shards.iter().map(String::as_str));
+                Err(Error::new(Code::IndexMissing).found(found))
+            }
+            ([], [single]) => Ok(Some(Located::File(path(single)))),
+            ([], several) => ambiguous(&mut several.iter()),
+            ([index], _) => {
+                let stem = index.split(".safetensors").next().unwrap_or_default();
+                let same_name = |name: &&String| {
+                    let name = name.strip_suffix(".safetensors");
+                    name.is_some_and(|name| name == stem || name.starts_with(&format!("{stem}.")))
+                };
+                Ok(Some(match singles.iter().find(same_name) {
+                    None => Located::Index(path(index)),
+                    Some(single) => Located::Both {
+                        index: path(index),
+                        single: path(single),
+                    },
+                }))
+            }
+            (several, _) => ambiguous(&mut several.iter()),
+        }
+    }
+
+    fn nothing(&self) -> Error {
+        let error = Error::new(Code::NoCheckpoint);
+        let names = self.names.iter().map(String::as_str);
+        let others = names.filter(|name| {
+            [
+                ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".npz", ".h5", ".msgpack",
+            ]
+            .iter()
+            .any(|end| name.ends_with(end))
+        });
+        match others.clone().next() {
+            Some(_) => error
+                .found(format_args!("only {}", sample(others)))
+                .help("convert it to safetensors first"),
+            None => error.expected("a .safetensors file or a .safetensors.index.json"),
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names
+            .binary_search_by(|other| other.as_str().cmp(name))
+            .is_ok()
+    }
+
+    fn safetensors(&self) -> impl Iterator<Item = &str> {
+        let names = self.names.iter().map(String::as_str);
+        // A hidden name is a download or a save that is not finished.
+        names.filter(|name| name.ends_with(".safetensors") && !name.starts_with('.'))
+    }
+
+    fn shards(&self) -> impl Iterator<Item = &str> {
+        self.safetensors().filter(|name| is_shard(name))
+    }
+}
+
+/// Whether a name looks like that of a shard: `…-00001-of-00003….safetensors`. Only ever used to
+/// tell what is missing, never to find a tensor.
+fn is_shard(name: &str) -> bool {
+    let Some((before, after)) = name.rsplit_once("-of-") else {
+        return false;
+    };
+    let ends_in_digit = before.ends_with(|last: char| last.is_ascii_digit());
+    ends_in_digit && after.starts_with(|first: char| first.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(names: &[&str], variant: Option<&str>) -> Result<Located> {
+        let mut names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        names.sort_unstable();
+        let folder = PathBuf::new();
+        Listing { folder, names }.choose(variant)
+    }
+
+    fn file(name: &str) -> Located {
+        Located::File(name.into())
+    }
+
+    fn index(name: &str) -> Located {
+        Located::Index(name.into())
+    }
+
+    #[test]
+    fn plain_names() {
+        let shard = "model-00001-of-00001.safetensors";
+        assert_eq!(
+            choose(&["model.safetensors"], None).unwrap(),
+            file("model.safetensors")
+        );
+        let located = choose(&["model.safetensors.index.json", shard], None).unwrap();
+        assert_eq!(located, index("model.safetensors.index.json"));
+        // Beside the model, an adapter, another format's copy, a variant.
+        let names = [
+            "model.safetensors",
+            "adapter_model.safetensors",
+            "consolidated.safetensors",
+            "model.fp16.safetensors",
+        ];
+        assert_eq!(choose(&names, None).unwrap(), file("model.safetensors"));
+        assert_eq!(
+            choose(&["lora.v1.safetensors"], None).unwrap(),
+            file("lora.v1.safetensors")
+        );
+    }
+
+    #[test]
+    fn both_spellings_of_a_variant() {
+        for name in [
+            "model.safetensors.index.fp16.json",
+            "model.safetensors.fp16.index.json",
+            "model.fp16.safetensors.index.json",
+        ] {
+            let names = [
+                name,
+                "model.safetensors.index.json",
+                "model-00001-of-00002.safetensors",
+            ];
+            assert_eq!(choose(&names, Some("fp16")).unwrap(), index(name));
+        }
+        let names = [
+            "diffusion_pytorch_model.fp16.safetensors",
+            "diffusion_pytorch_model.safetensors",
+        ];
+        assert_eq!(choose(&names, Some("fp16")).unwrap(), file(names[0]));
+        assert_eq!(
+            choose(&["lora.fp16.safetensors"], Some("fp16")).unwrap(),
+            file("lora.fp16.safetensors")
+        );
+        let missing = choose(&names, Some("bf16")).unwrap_err();
+        assert_eq!(missing.code(), Code::VariantMissing);
+    }
+
+    #[test]
+    fn what_is_unclear_is_said() {
+        let code = |names: &[&str]| choose(names, None).unwrap_err().code();
+        assert_eq!(code(&[]), Code::NoCheckpoint);
+        assert_eq!(code(&["pytorch_model.bin"]), Code::NoCheckpoint);
+        assert_eq!(
+            code(&["a.safetensors", "b.safetensors"]),
+            Code::AmbiguousCheckpoint
+        );
+        assert_eq!(
+            code(&[
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors"
+            ]),
+            Code::IndexMissing
+        );
+        // An adapter must not be taken for the model whose index is gone.
+        assert_eq!(
+            code(&[
+                "model-00001-of-00002.safetensors",
+                "adapter_model.safetensors"
+            ]),
+            Code::IndexMissing
+        );
+        let both = choose(&["model.safetensors", "model.safetensors.index.json"], None).unwrap();
+        assert!(matches!(both, Located::Both { .. }));
+    }
+
+    #[test]
+    fn shards_without_an_index_do_not_hide_a_whole_single_file() {
+        // What an interrupted save leaves: the old checkpoint is whole.
+        let names = ["model.safetensors", "model-00001-of-00002.safetensors"];
+        assert_eq!(choose(&names, None).unwrap(), file("model.safetensors"));
+    }
+}

@@ -1,0 +1,494 @@
+//! Many files seen as one set of tensors.
+
+mod index;
+mod load;
+mod locate;
+mod names;
+mod open;
+mod report;
+mod shard_name;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use crate::io::buffer::Destination;
+use crate::io::cast::Cast;
+use crate::io::engine::{self, Job, ReadOptions};
+use crate::io::source::ReadAt;
+use crate::{Code, DimRange, Error, Finding, Header, Result, Slice, TensorInfo, UnsupportedTensor};
+
+pub use index::Index;
+pub use load::{DtypeRule, Filter, LoadOptions, Plan, Planned, Rename, Support, Unsupported};
+pub use locate::Prefer;
+pub use names::natural_order;
+pub use open::{Io, OpenOptions};
+pub use report::{CastRecord, LoadReport, Mismatch};
+
+/// A set of named tensors in one file, or in shards with an index.
+///
+/// Opening reads headers only and checks everything: that every shard is there, is as long as its
+/// header says, and holds the tensors that the index places in it. All problems come in one error.
+/// Afterwards any part of any tensor can be read, from any thread. The index decides where a tensor
+/// is; whatever else the shards hold is not served and is listed in [`Checkpoint::warnings`].
+///
+/// At most 24 files are open at a time, however many shards there are.
+///
+/// ```
+/// use safeshard_core::{Checkpoint, Dtype};
+///
+/// # let json = br#"{"w":{"dtype":"U8","shape":[2,2],"data_offsets":[0,4]}}"#;
+/// # let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+/// # bytes.extend_from_slice(json);
+/// # bytes.extend_from_slice(&[1, 2, 3, 4]);
+/// # let folder = tempfile::tempdir().unwrap();
+/// # std::fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+/// # let path = folder.path();
+/// let checkpoint = Checkpoint::open(path)?; // a file, an index, or a folder
+/// for tensor in checkpoint.tensors() {
+///     println!("{} {} {:?}", tensor.name, tensor.dtype, tensor.shape);
+/// }
+/// assert_eq!(checkpoint.info("w")?.dtype, Dtype::U8);
+/// assert_eq!(checkpoint.read("w")?, [1, 2, 3, 4]);
+/// assert_eq!(checkpoint.read_slice("w", &[(0u64..2).into(), (1u64..2).into()])?, [2, 4]);
+/// # Ok::<(), safeshard_core::Error>(())
+/// ```
+pub struct Checkpoint {
+    path: Option<PathBuf>,
+    kind: CheckpointKind,
+    files: Vec<ShardFile>,
+    /// Which file serves a tensor; `None` where there is only one file.
+    owners: Option<HashMap<String, u32>>,
+    index: Option<Index>,
+    aliases: BTreeMap<String, String>,
+    warnings: Vec<Finding>,
+    /// Positions of stored tensors (file, tensor in its header) in natural order of their names.
+    order: OnceLock<Vec<(u32, u32)>>,
+}
+
+/// What a checkpoint was opened from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CheckpointKind {
+    /// One file.
+    File,
+    /// Shards with an index.
+    Index,
+    /// A list of files, without an index.
+    Files,
+}
+
+/// One file of a checkpoint.
+#[derive(Debug)]
+pub struct ShardFile {
+    name: String,
+    path: Option<PathBuf>,
+    source: Arc<dyn ReadAt>,
+    header: Header,
+}
+
+impl ShardFile {
+    /// Its name, as the index spells it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is, if it is a file.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Which tensors it holds, those not served included, and its metadata.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Its bytes.
+    pub fn source(&self) -> &Arc<dyn ReadAt> {
+        &self.source
+    }
+}
+
+/// Sums over the stored tensors of a checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// How many tensors there are, each alias counted with the one it stands for.
+    pub tensors: u64,
+    /// Their elements.
+    pub parameters: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// One part of one tensor, and where it goes; see [`Checkpoint::fill`].
+#[derive(Debug)]
+pub struct Fill<D> {
+    /// The tensor's name, or an alias.
+    pub name: String,
+    /// Which part; `None` for all of it.
+    pub ranges: Option<Vec<DimRange>>,
+    /// A conversion on the way.
+    pub cast: Option<Cast>,
+    /// Exactly as long as the part is after the conversion.
+    pub destination: D,
+}
+
+impl Checkpoint {
+    /// Opens what is at `path`: a safetensors file, an index, a folder with either of them, or a
+    /// repository in the Hugging Face cache. Links are followed.
+    ///
+    /// Reads headers only: one or two reads a file.
+    ///
+    /// # Errors
+    /// Everything that makes the checkpoint unusable, in one error; see [`Error::problems`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &OpenOptions::default())
+    }
+
+    /// As [`Checkpoint::open`], with options.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        open::open(path.as_ref(), options)
+    }
+
+    /// Opens a list of files as one checkpoint, without an index. No name may be in two of them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; `duplicate-across-files`.
+    pub fn open_files(paths: &[impl AsRef<Path>], options: &OpenOptions) -> Result<Self> {
+        let paths: Vec<_> = paths
+            .iter()
+            .map(|path| path.as_ref().to_path_buf())
+            .collect();
+        open::open_files(&paths, options)
+    }
+
+    /// Opens named sources of any kind as one checkpoint, without an index.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open_files`].
+    pub fn from_sources(
+        sources: Vec<(String, Arc<dyn ReadAt>)>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        open::open_sources(sources, options)
+    }
+
+    /// Opens the bytes of one file. They are not copied again.
+    ///
+    /// # Errors
+    /// As [`Header::parse`].
+    pub fn from_bytes(bytes: impl Into<Arc<[u8]>>) -> Result<Self> {
+        open::open_bytes(bytes.into(), &OpenOptions::default())
+    }
+
+    fn new(
+        kind: CheckpointKind,
+        files: Vec<ShardFile>,
+        owners: Option<HashMap<String, u32>>,
+        index: Option<Index>,
+    ) -> Self {
+        let mut checkpoint = Self {
+            path: None,
+            kind,
+            files,
+            owners,
+            index,
+            aliases: BTreeMap::new(),
+            warnings: Vec::new(),
+            order: OnceLock::new(),
+        };
+        checkpoint.aliases = checkpoint.recorded_aliases();
+        checkpoint
+    }
+
+    /// Where it was opened, if it was opened by one path.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// What it was opened from.
+    pub fn kind(&self) -> CheckpointKind {
+        self.kind
+    }
+
+    /// Its files, in the order of the index or of the list.
+    pub fn files(&self) -> &[ShardFile] {
+        &self.files
+    }
+
+    /// Its index.
+    pub fn index(&self) -> Option<&Index> {
+        self.index.as_ref()
+    }
+
+    /// What is unusual about it but stops nothing: tensors and files that are not served, a wrong
+    /// `total_size`, odd metadata.
+    pub fn warnings(&self) -> &[Finding] {
+        &self.warnings
+    }
+
+    /// The tensors it holds, each once, in natural order of their names (`layer.2` before
+    /// `layer.10`).
+    pub fn tensors(&self) -> impl Iterator<Item = TensorInfo<'_>> {
+        let order = self.order().iter();
+        order.filter_map(|&(file, position)| self.at(file, position))
+    }
+
+    /// Tensors of unknown dtype, which can be named but not read; none unless
+    /// [`UnknownDtype::Keep`](crate::UnknownDtype::Keep) was asked for.
+    pub fn unsupported(&self) -> impl Iterator<Item = UnsupportedTensor<'_>> {
+        let files = self.files.iter().enumerate();
+        files.flat_map(move |(file, shard)| {
+            let tensors = shard.header.unsupported();
+            tensors.filter(move |tensor| self.owner(tensor.name) == Some(file))
+        })
+    }
+
+    /// The names it answers to, aliases included, in natural order.
+    pub fn names(&self) -> Vec<&str> {
+        let stored = self.tensors().map(|tensor| tensor.name);
+        let mut names: Vec<_> = stored
+            .chain(self.aliases.keys().map(String::as_str))
+            .collect();
+        if !self.aliases.is_empty() {
+            names.sort_unstable_by(|a, b| natural_order(a, b));
+        }
+        names
+    }
+
+    /// Names of tied tensors that were stored once, by the name that was kept: `dropped -> kept`,
+    /// as huggingface_hub records them.
+    pub fn aliases(&self) -> &BTreeMap<String, String> {
+        &self.aliases
+    }
+
+    /// Whether it answers to that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// Dtype, shape and place of a tensor. For an alias, those of the tensor that was kept, under
+    /// its own name.
+    ///
+    /// # Errors
+    /// `tensor-missing`, with the reason and the name that was probably meant; `unknown-dtype`.
+    pub fn info(&self, name: &str) -> Result<TensorInfo<'_>> {
+        let (file, position) = self.find(name).ok_or_else(|| self.missing(name))?;
+        self.at(file, position)
+            .ok_or_else(|| self.unknown_dtype(name))
+    }
+
+    /// The file that serves a tensor.
+    pub fn file_of(&self, name: &str) -> Option<&ShardFile> {
+        let (file, _) = self.find(name)?;
+        self.files.get(file as usize)
+    }
+
+    /// A value of `__metadata__`, such as `format`: of the first file that has the key.
+    pub fn metadata_value(&self, key: &str) -> Option<&str> {
+        self.files
+            .iter()
+            .find_map(|file| file.header.metadata_value(key))
+    }
+
+    /// Sums over its tensors.
+    pub fn totals(&self) -> Totals {
+        self.tensors()
+            .fold(Totals::default(), |sum, tensor| Totals {
+                tensors: sum.tensors + 1,
+                parameters: sum.parameters.saturating_add(tensor.elements()),
+                bytes: sum.bytes + tensor.byte_len(),
+            })
+    }
+
+    /// The bytes of a tensor, as stored: little-endian, row-major. One copy.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::info`] and [`ReadAt::read_at`].
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        self.read_slice(name, &[])
+    }
+
+    /// The bytes of part of a tensor; dimensions behind the last range are taken whole. Only the
+    /// bytes of the part are read, and small gaps between them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`] and [`Slice::new`].
+    pub fn read_slice(&self, name: &str, ranges: &[DimRange]) -> Result<Vec<u8>> {
+        let info = self.info(name)?;
+        let slice = Slice::new(info.dtype, info.shape, ranges).map_err(|e| e.in_tensor(name))?;
+        let destination = crate::io::buffer::UninitVec::<u8>::new(slice.byte_len())?;
+        let fill = Fill {
+            name: name.to_owned(),
+            ranges: Some(ranges.to_vec()),
+            cast: None,
+            destination,
+        };
+        let mut filled = self.fill(vec![fill], &ReadOptions::default())?;
+        Ok(filled.pop().unwrap_or_default())
+    }
+
+    /// Reads many parts into many destinations, in file order, on a few threads; the results come
+    /// in the order asked. Each byte is copied once, from the file to its destination; a conversion
+    /// goes through a buffer of 2 MiB a thread.
+    ///
+    /// # Errors
+    /// The first one that occurs, with file, tensor and byte; then nothing is handed out. Also
+    /// `file-changed` if a file was written to or replaced since the checkpoint was opened.
+    pub fn fill<D: Destination>(
+        &self,
+        parts: Vec<Fill<D>>,
+        options: &ReadOptions,
+    ) -> Result<Vec<D::Filled>> {
+        let mut used = vec![false; self.files.len()];
+        let mut jobs = Vec::with_capacity(parts.len());
+        for part in parts {
+            let (position, _) = self
+                .find(&part.name)
+                .ok_or_else(|| self.missing(&part.name))?;
+            let info = self.info(&part.name)?;
+            let Some((file, used)) = self
+                .files
+                .get(position as usize)
+                .zip(used.get_mut(position as usize))
+            else {
+                return Err(self.missing(&part.name));
+            };
+            *used = true;
+            let slice = match &part.ranges {
+                None => Slice::whole(info.shape, info.byte_len()),
+                Some(ranges) => Slice::new(info.dtype, info.shape, ranges)
+                    .map_err(|error| error.in_tensor(&part.name))?,
+            };
+            if let Some(cast) = part.cast
+                && cast.from() != info.dtype
+            {
+                return Err(Error::new(Code::UnsupportedCast)
+                    .in_tensor(part.name)
+                    .expected(info.dtype)
+                    .found(format_args!("a cast from {}", cast.from())));
+            }
+            jobs.push(Job {
+                source: &*file.source,
+                file: position as usize,
+                tensor: info.name,
+                start: file.header.data_start() + info.start,
+                slice,
+                cast: part.cast,
+                destination: part.destination,
+            });
+        }
+        let filled = engine::fill(jobs, options)?;
+        for (file, _) in self.files.iter().zip(used).filter(|(_, used)| *used) {
+            file.source.check_unchanged()?;
+        }
+        Ok(filled)
+    }
+
+    /// The file that serves a stored tensor.
+    fn owner(&self, name: &str) -> Option<usize> {
+        match &self.owners {
+            Some(owners) => owners.get(name).map(|&file| file as usize),
+            None => Some(0),
+        }
+    }
+
+    /// File and position of a tensor, by its name or an alias.
+    fn find(&self, name: &str) -> Option<(u32, u32)> {
+        let stored = |name: &str| {
+            let file = self.owner(name)?;
+            let position = self.files.get(file)?.header.position(name)?;
+            Some((file as u32, position as u32))
+        };
+        stored(name).or_else(|| stored(self.aliases.get(name)?))
+    }
+
+    fn at(&self, file: u32, position: u32) -> Option<TensorInfo<'_>> {
+        let file = self.files.get(file as usize)?;
+        file.header.tensor_at(position as usize)
+    }
+
+    fn order(&self) -> &[(u32, u32)] {
+        self.order.get_or_init(|| {
+            let mut tensors = Vec::new();
+            for (file, shard) in self.files.iter().enumerate() {
+                for tensor in shard.header.tensors() {
+                    if self.owner(tensor.name) == Some(file)
+                        && let Some(position) = shard.header.position(tensor.name)
+                    {
+                        tensors.push((tensor.name, (file as u32, position as u32)));
+                    }
+                }
+            }
+            tensors.sort_unstable_by(|(a, _), (b, _)| natural_order(a, b));
+            tensors.into_iter().map(|(_, place)| place).collect()
+        })
+    }
+
+    /// Metadata that says `dropped: kept`, where `kept` is a tensor and `dropped` is none.
+    ///
+    /// huggingface_hub writes it into the header of a single file, and into the index of shards.
+    fn recorded_aliases(&self) -> BTreeMap<String, String> {
+        let is_alias = |(dropped, kept): &(&str, &str)| {
+            self.find(kept).is_some() && self.find(dropped).is_none()
+        };
+        let owned = |(dropped, kept): (&str, &str)| (dropped.to_owned(), kept.to_owned());
+        match (&self.index, self.files.as_slice()) {
+            (Some(index), _) => {
+                let entries = index.metadata().iter();
+                let strings =
+                    entries.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
+                strings.filter(is_alias).map(owned).collect()
+            }
+            (None, [file]) => file.header.metadata().filter(is_alias).map(owned).collect(),
+            (None, _) => BTreeMap::new(),
+        }
+    }
+
+    /// Why there is no such tensor, and which one may have been meant.
+    fn missing(&self, name: &str) -> Error {
+        let mut error = Error::new(Code::TensorMissing).in_tensor(name);
+        if let Some(path) = &self.path {
+            error = error.at_path(path);
+        }
+        let unlisted = self
+            .files
+            .iter()
+            .find(|file| file.header.position(name).is_some());
+        if let Some(file) = unlisted {
+            return error.found(format_args!(
+                "one in `{}`, but the index does not place it there",
+                file.name
+            ));
+        }
+        if self.index.is_some() {
+            error = error.found("nothing of this name in the index");
+        }
+        match names::closest(name, self.names().into_iter()) {
+            Some(closest) => error.help(format!("did you mean `{closest}`?")),
+            None => error,
+        }
+    }
+
+    fn unknown_dtype(&self, name: &str) -> Error {
+        let kept = self.aliases.get(name).map_or(name, String::as_str);
+        let error = Error::new(Code::UnknownDtype).in_tensor(name);
+        match self.unsupported().find(|tensor| tensor.name == kept) {
+            Some(tensor) => error.found(format_args!("`{}`", tensor.dtype)),
+            None => error,
+        }
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("kind", &self.kind)
+            .field("files", &self.files.len())
+            .finish_non_exhaustive()
+    }
+}

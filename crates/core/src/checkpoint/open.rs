@@ -1,0 +1,386 @@
+//! Opening a checkpoint: every header read, everything checked before anything is handed out.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::index::Index;
+use super::locate::{Listing, Located, Prefer, locate};
+use super::names::{natural_order, sample};
+use super::{Checkpoint, CheckpointKind, ShardFile};
+use crate::io::mmap::MappedSource;
+use crate::io::pool::FilePool;
+use crate::io::source::{MemorySource, ReadAt, read_vec};
+use crate::{
+    Code, Error, Finding, Header, HeaderOptions, Limits, Prefix, Profile, Result, UnknownDtype,
+};
+
+/// Read along with the length of a header, so that most headers take one call.
+const FIRST_READ: u64 = 16 << 10;
+
+/// How to open a checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Which variant of a folder's checkpoint, such as `fp16`; `None` for the plain one.
+    pub variant: Option<String>,
+    /// What to open where a folder has both an index and a single file.
+    pub prefer: Prefer,
+    /// Which rules headers are held to.
+    pub profile: Profile,
+    /// Bounds on what the files may make us allocate.
+    pub limits: Limits,
+    /// What to do with dtypes that nobody knows.
+    pub unknown_dtype: UnknownDtype,
+    /// How files are read.
+    pub io: Io,
+}
+
+impl OpenOptions {
+    fn header(&self) -> HeaderOptions {
+        HeaderOptions {
+            profile: self.profile,
+            limits: self.limits,
+            unknown_dtype: self.unknown_dtype,
+        }
+    }
+}
+
+/// How files are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Io(IoKind);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum IoKind {
+    #[default]
+    Pread,
+    Mmap,
+}
+
+impl Io {
+    /// Positioned reads: the default. A file that is cut off while it is read is an error.
+    pub fn pread() -> Self {
+        Self(IoKind::Pread)
+    }
+
+    /// Mapped files, for borrowing bytes without reading them; see [`MappedSource`].
+    ///
+    /// # Safety
+    /// As [`MappedSource::open`]: nobody may write to or truncate the files while the checkpoint
+    /// opened with this, or anything borrowed from it, is alive.
+    #[allow(unsafe_code)]
+    pub unsafe fn mmap() -> Self {
+        Self(IoKind::Mmap)
+    }
+}
+
+/// Opens what is at a path.
+pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+    let opener = Opener::new(options);
+    let (located, listing) = locate(path, options.variant.as_deref())?;
+    let mut checkpoint = match located {
+        Located::File(file) => opener.file(&file)?,
+        Located::Index(index) => opener.index(Index::open(&index, &options.limits)?)?,
+        Located::Both { index, single } => opener.both(&index, &single)?,
+    };
+    checkpoint.path = Some(path.to_path_buf());
+    warn_of_other_files(&mut checkpoint, &listing);
+    Ok(checkpoint)
+}
+
+/// Opens a list of files as one checkpoint.
+pub(super) fn open_files(paths: &[PathBuf], options: &OpenOptions) -> Result<Checkpoint> {
+    let opener = Opener::new(options);
+    limit_shards(paths.len(), options)?;
+    let mut problems = Vec::new();
+    let mut files = Vec::new();
+    for path in paths {
+        match opener.open(path.to_string_lossy().into_owned(), path) {
+            Ok(file) => files.push(file),
+            Err(error) => problems.push(error),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Error::all(problems));
+    }
+    of_files(files)
+}
+
+/// Opens sources of any kind as one checkpoint.
+pub(super) fn open_sources(
+    sources: Vec<(String, Arc<dyn ReadAt>)>,
+    options: &OpenOptions,
+) -> Result<Checkpoint> {
+    limit_shards(sources.len(), options)?;
+    let files = sources.into_iter().map(|(name, source)| {
+        let header = read_header(&*source, &options.header());
+        Ok(ShardFile {
+            header: header.map_err(|error| error.at_path(&name))?,
+            path: None,
+            name,
+            source,
+        })
+    });
+    of_files(files.collect::<Result<_>>()?)
+}
+
+/// A file in memory.
+pub(super) fn open_bytes(bytes: Arc<[u8]>, options: &OpenOptions) -> Result<Checkpoint> {
+    let source = Arc::new(MemorySource::new(bytes));
+    let header = read_header(&*source, &options.header())?;
+    let file = ShardFile {
+        name: "memory".into(),
+        path: None,
+        source,
+        header,
+    };
+    Ok(Checkpoint::new(
+        CheckpointKind::File,
+        vec![file],
+        None,
+        None,
+    ))
+}
+
+struct Opener<'o> {
+    options: &'o OpenOptions,
+    header_options: HeaderOptions,
+    pool: Arc<FilePool>,
+}
+
+impl<'o> Opener<'o> {
+    fn new(options: &'o OpenOptions) -> Self {
+        Self {
+            options,
+            header_options: options.header(),
+            pool: Arc::default(),
+        }
+    }
+
+    fn file(&self, path: &Path) -> Result<Checkpoint> {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let file = self.open(name.to_string_lossy().into_owned(), path)?;
+        Ok(Checkpoint::new(
+            CheckpointKind::File,
+            vec![file],
+            None,
+            None,
+        ))
+    }
+
+    /// A folder with an index and a single file of its name: fine if the index names the file.
+    fn both(&self, index_path: &Path, single: &Path) -> Result<Checkpoint> {
+        if self.options.prefer == Prefer::Single {
+            return self.file(single);
+        }
+        let index = Index::open(index_path, &self.options.limits)?;
+        let folder = index_path.parent().unwrap_or(Path::new(""));
+        let listed = index
+            .shards
+            .iter()
+            .any(|shard| shard.below(folder) == single);
+        if !listed && self.options.prefer == Prefer::Neither {
+            let name = |path: &Path| {
+                path.file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned()
+            };
+            return Err(Error::new(Code::AmbiguousCheckpoint)
+                .at_path(folder)
+                .found(format_args!(
+                    "`{}`, and `{}` that it does not name",
+                    name(index_path),
+                    name(single)
+                ))
+                .help(
+                    "one of them is out of date: pass the path of the one you mean, or choose with \
+                     `Prefer::Index` or `Prefer::Single`",
+                ));
+        }
+        self.index(index)
+    }
+
+    fn index(&self, mut index: Index) -> Result<Checkpoint> {
+        let folder = index.path().parent().unwrap_or(Path::new("")).to_path_buf();
+        let mut tensors_of = vec![Vec::new(); index.shards.len()];
+        for (tensor, &shard) in &index.weight_map {
+            if let Some(tensors) = tensors_of.get_mut(shard as usize) {
+                tensors.push(tensor.as_str());
+            }
+        }
+        let mut problems = Vec::new();
+        let mut files = Vec::new();
+        for (shard, tensors) in index.shards.iter().zip(&mut tensors_of) {
+            tensors.sort_unstable_by(|a, b| natural_order(a, b));
+            match self.open(shard.to_string(), &shard.below(&folder)) {
+                Ok(file) => files.push(file),
+                Err(error) => {
+                    let code = match error.code() {
+                        Code::NotFound => Code::ShardMissing,
+                        code => code,
+                    };
+                    let advice = code.advice();
+                    let separator = if advice.is_empty() { "" } else { "; " };
+                    let lost = sample(tensors.iter().copied());
+                    problems.push(error.recode(code).help(format!(
+                        "the index places {} tensors in it: {lost}{separator}{advice}",
+                        tensors.len()
+                    )));
+                }
+            }
+        }
+        if !problems.is_empty() {
+            return Err(Error::all(problems).at_path(index.path()));
+        }
+        check_map(&index, &files, &tensors_of)?;
+        let warnings = std::mem::take(&mut index.warnings);
+        let owners = std::mem::take(&mut index.weight_map);
+        let mut checkpoint =
+            Checkpoint::new(CheckpointKind::Index, files, Some(owners), Some(index));
+        checkpoint.warnings = warnings;
+        warn_of_unlisted_tensors(&mut checkpoint);
+        warn_of_total_size(&mut checkpoint);
+        Ok(checkpoint)
+    }
+
+    /// Opens one file and reads its header; errors name the path.
+    fn open(&self, name: String, path: &Path) -> Result<ShardFile> {
+        let source: Arc<dyn ReadAt> = match self.options.io.0 {
+            IoKind::Pread => Arc::new(self.pool.source(path)?),
+            // SAFETY: whoever made `Io::mmap` promised what this asks for.
+            #[allow(unsafe_code)]
+            IoKind::Mmap => Arc::new(unsafe { MappedSource::open(path) }?),
+        };
+        let header = read_header(&*source, &self.header_options);
+        Ok(ShardFile {
+            name,
+            header: header.map_err(|error| error.at_path(path))?,
+            path: Some(path.to_path_buf()),
+            source,
+        })
+    }
+}
+
+/// Reads and parses a header: one or two reads, and as much memory for the time of it.
+pub(super) fn read_header(source: &dyn ReadAt, options: &HeaderOptions) -> Result<Header> {
+    let len = source.len();
+    let start = read_vec(source, 0, len.min(FIRST_READ))?;
+    let sniffed = start.get(..Prefix::WANTED).unwrap_or(&start);
+    let prefix = Prefix::parse(sniffed, Some(len), options)?;
+    if prefix.header_range().end <= start.len() as u64 {
+        return Header::parse(&start, Some(len), options);
+    }
+    let json = read_vec(source, 8, prefix.header_len())?;
+    drop(start);
+    prefix.header(&json, options)
+}
+
+/// A list of files: every name in one of them only.
+fn of_files(files: Vec<ShardFile>) -> Result<Checkpoint> {
+    let mut owners: HashMap<String, u32> = HashMap::new();
+    let mut problems = Vec::new();
+    for (position, file) in files.iter().enumerate() {
+        for tensor in file.header.tensors() {
+            let Some(other) = owners.insert(tensor.name.to_owned(), position as u32) else {
+                continue;
+            };
+            let other = files.get(other as usize).map_or("", |file| &file.name);
+            let found = format!("`{other}` and `{}`", file.name);
+            let error = Error::new(Code::DuplicateAcrossFiles).in_tensor(tensor.name);
+            problems.push(error.found(found));
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Error::all(problems));
+    }
+    Ok(Checkpoint::new(
+        CheckpointKind::Files,
+        files,
+        Some(owners),
+        None,
+    ))
+}
+
+/// Every tensor that the index places in a shard must be there.
+fn check_map(index: &Index, files: &[ShardFile], tensors_of: &[Vec<&str>]) -> Result<()> {
+    let mut problems = Vec::new();
+    for (file, tensors) in files.iter().zip(tensors_of) {
+        for tensor in tensors {
+            if file.header.position(tensor).is_some() {
+                continue;
+            }
+            let elsewhere = files
+                .iter()
+                .find(|file| file.header.position(tensor).is_some());
+            let error = Error::new(Code::TensorNotInShard).in_tensor(*tensor);
+            let error = error.at_path(file.path.as_deref().unwrap_or(Path::new(&file.name)));
+            problems.push(match elsewhere {
+                Some(other) => error.found(format_args!("one of this name in `{}`", other.name)),
+                None => error.help("no shard of the checkpoint has it"),
+            });
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::all(problems).at_path(index.path())),
+    }
+}
+
+fn limit_shards(found: usize, options: &OpenOptions) -> Result<()> {
+    let limit = options.limits.shards.min(u64::from(u32::MAX));
+    if found as u64 <= limit {
+        return Ok(());
+    }
+    let error = Error::new(Code::LimitShards);
+    Err(error.expected(format_args!("at most {limit}")).found(found))
+}
+
+/// Tensors of a shard that the index does not place there are not served, but said.
+fn warn_of_unlisted_tensors(checkpoint: &mut Checkpoint) {
+    for (position, file) in checkpoint.files.iter().enumerate() {
+        for tensor in file.header.tensors() {
+            let owner = checkpoint.owner(tensor.name);
+            if owner == Some(position) {
+                continue;
+            }
+            let place = file.path.as_deref().unwrap_or(Path::new(&file.name));
+            let mut warning = Error::new(Code::UnlistedTensor)
+                .at_path(place)
+                .in_tensor(tensor.name);
+            if let Some(owner) = owner.and_then(|owner| checkpoint.files.get(owner)) {
+                warning = warning.found(format_args!("the index places it in `{}`", owner.name));
+            }
+            checkpoint.warnings.push(Finding::warning(warning));
+        }
+    }
+}
+
+fn warn_of_total_size(checkpoint: &mut Checkpoint) {
+    let Some(index) = &checkpoint.index else {
+        return;
+    };
+    // Absent is common; torch and mflux leave it out or disagree on tied tensors.
+    let Some(stated) = index.metadata().get("total_size") else {
+        return;
+    };
+    let actual = checkpoint.totals().bytes;
+    if stated.as_u64() != Some(actual) {
+        let warning = Error::new(Code::TotalSize)
+            .at_path(index.path())
+            .expected(actual)
+            .found(stated);
+        checkpoint.warnings.push(Finding::warning(warning));
+    }
+}
+
+fn warn_of_other_files(checkpoint: &mut Checkpoint, listing: &Listing) {
+    let used = |path: &Path| {
+        let mut files = checkpoint.files.iter();
+        files.any(|file| file.path.as_deref() == Some(path))
+    };
+    let warnings: Vec<_> = listing
+        .others(used)
+        .map(|path| Finding::warning(Error::new(Code::UnlistedFile).at_path(path)))
+        .collect();
+    checkpoint.warnings.extend(warnings);
+}
