@@ -1,1 +1,8 @@
-//! x
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub use safeshard_core::*;
+
+/// Checkpoints as candle tensors, `VarBuilder` and `VarMap`.
+#[cfg(feature = "candle")]
+pub use safeshard_candle as candle;
