@@ -4,13 +4,12 @@
 //! accelerate and torch's distributed checkpoints write, and refuses what readers disagree on.
 
 use std::collections::HashMap;
-use std::hash::RandomState;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::shard_name::ShardName;
-use crate::format::json::{Cursor, Duplicates};
+use crate::format::json::{Cursor, Keys, Repeats};
 use crate::io::source::{FileSource, ReadAt, read_vec};
 use crate::{Code, Error, Finding, Limits, Result};
 
@@ -58,7 +57,6 @@ impl Index {
         let mut parser = Parser {
             json: Cursor::new(text, 0, Code::IndexSyntax),
             limits,
-            hasher: RandomState::new(),
             metadata: None,
             weight_map: None,
             shards: Shards::default(),
@@ -105,7 +103,6 @@ impl Index {
 struct Parser<'a> {
     json: Cursor<'a>,
     limits: &'a Limits,
-    hasher: RandomState,
     metadata: Option<Map<String, Value>>,
     weight_map: Option<HashMap<String, u32>>,
     shards: Shards,
@@ -201,8 +198,8 @@ impl Parser<'_> {
     }
 
     fn skip(&mut self) -> Result<()> {
-        let duplicates = Duplicates::Refuse(&self.hasher);
-        self.json.skip_value(OPEN_IN_INDEX, duplicates, u64::MAX)
+        let mut keys = Keys::new(Repeats::Refuse, usize::MAX);
+        self.json.skip_value(OPEN_IN_INDEX, &mut keys, u64::MAX)
     }
 }
 

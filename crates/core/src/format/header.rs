@@ -104,12 +104,13 @@ impl Prefix {
         if let Some(file_len) = file_len
             && header_len > file_len.saturating_sub(8)
         {
-            return Err(foreign(
-                Error::new(Code::HeaderTruncated)
-                    .at_offset(file_len)
-                    .expected(format_args!("{header_len} bytes of header"))
-                    .found(file_len.saturating_sub(8)),
-            ));
+            let error = Error::new(Code::HeaderTruncated)
+                .at_offset(file_len)
+                .expected(format_args!("{header_len} bytes of header"))
+                .found(file_len.saturating_sub(8));
+            // The length of a header can look like the start of a pickle; its brace cannot.
+            let is_header = start.get(8) == Some(&b'{');
+            return Err(if is_header { error } else { foreign(error) });
         }
         Ok(Self {
             header_len,

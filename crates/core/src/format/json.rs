@@ -52,6 +52,19 @@ impl<'a> Cursor<'a> {
         self.text.get(self.at..).unwrap_or_default()
     }
 
+    /// The bytes from here to the end that are in no string, opening quotes included; unchecked.
+    pub(crate) fn outside_strings(&self) -> impl Iterator<Item = u8> {
+        let mut cursor = self.clone();
+        std::iter::from_fn(move || {
+            let byte = cursor.byte()?;
+            cursor.at += 1;
+            if byte == b'"' {
+                cursor.skip_string();
+            }
+            Some(byte)
+        })
+    }
+
     /// The next byte, white space skipped.
     pub(crate) fn peek(&mut self) -> Option<u8> {
         let bytes = self.text.as_bytes();
@@ -113,12 +126,30 @@ impl<'a> Cursor<'a> {
             self.at += 1;
             return Ok(Cow::Borrowed(plain));
         }
-        let mut text = plain.to_owned();
+        // The text is no longer than its escapes; growing would take three times as much.
+        let mut end = self.clone();
+        end.skip_string();
+        let mut text = String::with_capacity(end.at - start);
+        text.push_str(plain);
+        self.rest_of_string(&mut text)?;
+        Ok(Cow::Owned(text))
+    }
+
+    /// Appends a string to `text`, without a copy in between.
+    pub(crate) fn string_onto(&mut self, text: &mut String) -> Result<()> {
+        self.expect(b'"')?;
+        self.rest_of_string(text)
+    }
+
+    fn rest_of_string(&mut self, text: &mut String) -> Result<()> {
         loop {
+            let start = self.at;
+            self.skip_plain();
+            text.push_str(self.since(start));
             match self.byte() {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(Cow::Owned(text));
+                    return Ok(());
                 }
                 Some(b'\\') => {
                     self.at += 1;
@@ -130,9 +161,6 @@ impl<'a> Cursor<'a> {
                 }
                 None => return Err(self.error("the end of a string")),
             }
-            let start = self.at;
-            self.skip_plain();
-            text.push_str(self.since(start));
         }
     }
 
@@ -164,16 +192,10 @@ impl<'a> Cursor<'a> {
 
     /// Walks over a value of any kind, checking its grammar; `depth` containers are open around it
     /// and it may be `max_len` bytes long.
-    pub(crate) fn skip_value(
-        &mut self,
-        depth: usize,
-        duplicates: Duplicates<'_>,
-        max_len: u64,
-    ) -> Result<()> {
+    pub(crate) fn skip_value(&mut self, depth: usize, keys: &mut Keys, max_len: u64) -> Result<()> {
         let start = self.at;
         // One bit of state a container (is it an object?) instead of one stack frame.
         let mut open: Vec<Open> = Vec::new();
-        let mut keys = Keys::new(duplicates);
         loop {
             match self.peek() {
                 Some(bracket @ (b'{' | b'[')) => {
@@ -196,20 +218,16 @@ impl<'a> Cursor<'a> {
                 Some(b'-' | b'0'..=b'9') => self.number()?,
                 _ => return Err(self.unexpected("a value")),
             }
-            if (self.at - start) as u64 > max_len {
-                return Err(Error::new(Code::LimitIgnored)
-                    .at_offset(self.offset())
-                    .expected(format_args!("at most {max_len} more bytes")));
-            }
+            self.check_skipped(start, max_len)?;
             // Close what ends here; stop at the next value to walk over.
             loop {
                 let Some(top) = open.last_mut() else {
-                    return Ok(());
+                    return self.check_skipped(start, max_len);
                 };
                 let more = if top.object {
                     match self.next_key(&mut top.first)? {
                         Some((key, offset)) => {
-                            keys.add(&key, offset);
+                            keys.add(&key, offset)?;
                             true
                         }
                         None => false,
@@ -224,6 +242,15 @@ impl<'a> Cursor<'a> {
                 open.pop();
             }
         }
+    }
+
+    fn check_skipped(&self, start: usize, max_len: u64) -> Result<()> {
+        if (self.at - start) as u64 <= max_len {
+            return Ok(());
+        }
+        Err(Error::new(Code::LimitIgnored)
+            .at_offset(self.offset())
+            .expected(format_args!("at most {max_len} more bytes")))
     }
 
     /// Takes a word such as `null`.
@@ -253,6 +280,23 @@ impl<'a> Cursor<'a> {
 
     fn byte(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
+    }
+
+    /// Moves behind the string that began here, whatever it holds.
+    fn skip_string(&mut self) {
+        loop {
+            self.skip_plain();
+            match self.byte() {
+                None => return,
+                Some(b'"') => {
+                    self.at += 1;
+                    return;
+                }
+                // An escaped quote does not end it.
+                Some(b'\\') => self.at = (self.at + 2).min(self.text.len()),
+                Some(_) => self.at += 1,
+            }
+        }
     }
 
     /// Moves to the next quote, backslash or control character.
@@ -360,11 +404,11 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Whether objects inside a skipped value may repeat a key.
-#[derive(Clone, Copy)]
-pub(crate) enum Duplicates<'a> {
+/// Whether an object may repeat a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeats {
     Allow,
-    Refuse(&'a RandomState),
+    Refuse,
 }
 
 /// A container that [`Cursor::skip_value`] is inside of.
@@ -375,32 +419,46 @@ struct Open {
     keys: usize,
 }
 
-/// The keys of the open objects, as keyed hashes: 64 bits cannot be made to collide from outside.
-struct Keys<'a> {
-    duplicates: Duplicates<'a>,
+/// The keys of the objects that are open, as keyed hashes: 64 bits cannot be made to collide from
+/// outside.
+pub(crate) struct Keys {
+    repeats: Repeats,
+    max: usize,
+    hasher: RandomState,
+    /// Each with the byte at which it stands.
     hashes: Vec<(u64, u64)>,
 }
 
-impl<'a> Keys<'a> {
-    fn new(duplicates: Duplicates<'a>) -> Self {
+impl Keys {
+    /// Remembers at most `max` keys at once.
+    pub(crate) fn new(repeats: Repeats, max: usize) -> Self {
         Self {
-            duplicates,
+            repeats,
+            max,
+            hasher: RandomState::new(),
             hashes: Vec::new(),
         }
     }
 
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.hashes.len()
     }
 
-    fn add(&mut self, key: &str, offset: u64) {
-        if let Duplicates::Refuse(hasher) = self.duplicates {
-            self.hashes.push((hasher.hash_one(key), offset));
+    pub(crate) fn add(&mut self, key: &str, offset: u64) -> Result<()> {
+        if self.repeats == Repeats::Allow {
+            return Ok(());
         }
+        if self.len() >= self.max {
+            return Err(Error::new(Code::LimitIgnored)
+                .at_offset(offset)
+                .expected(format_args!("at most {} keys", self.max)));
+        }
+        self.hashes.push((self.hasher.hash_one(key), offset));
+        Ok(())
     }
 
-    /// Checks and forgets the keys of the object that was opened at `from`.
-    fn close(&mut self, from: usize) -> Result<()> {
+    /// Checks and forgets the keys from the `from`th on: those of one object.
+    pub(crate) fn close(&mut self, from: usize) -> Result<()> {
         let own = self.hashes.get_mut(from..).unwrap_or_default();
         own.sort_unstable();
         for pair in own.windows(2) {
@@ -441,7 +499,10 @@ mod tests {
     /// Our verdict on a whole document must be `serde_json`'s.
     fn accepts(text: &str) -> bool {
         let mut cursor = cursor(text);
-        cursor.skip_value(0, Duplicates::Allow, u64::MAX).is_ok() && cursor.peek().is_none()
+        cursor
+            .skip_value(0, &mut Keys::new(Repeats::Allow, 0), u64::MAX)
+            .is_ok()
+            && cursor.peek().is_none()
     }
 
     fn reference_accepts(text: &str) -> bool {
@@ -524,7 +585,7 @@ mod tests {
         // Would overflow the stack of a recursive reader.
         let bomb = "[".repeat(1_000_000);
         let error = cursor(&bomb)
-            .skip_value(0, Duplicates::Allow, u64::MAX)
+            .skip_value(0, &mut Keys::new(Repeats::Allow, 0), u64::MAX)
             .unwrap_err();
         assert_eq!(error.code(), Code::JsonDepth);
     }
@@ -551,12 +612,15 @@ mod tests {
 
     #[test]
     fn duplicate_keys_are_found_at_any_depth_and_spelling() {
-        let hasher = RandomState::new();
-        let skip = |text: &str| cursor(text).skip_value(0, Duplicates::Refuse(&hasher), u64::MAX);
+        let skip =
+            |text: &str| cursor(text).skip_value(0, &mut Keys::new(Repeats::Refuse, 5), u64::MAX);
         skip(r#"{"a":{"a":1},"b":[{"a":1},{"a":1}]}"#).unwrap();
         let error = skip(r#"[{"x":{"a":1,"b":2,"\u0061":3}}]"#).unwrap_err();
         assert_eq!(error.code(), Code::DuplicateKey);
         assert_eq!(error.offset(), Some(19), "the second `a`");
+        let error =
+            skip(r#"{"a":{"b":{}},"c":{"d":0,"e":0},"f":0,"g":0,"h":0,"i":0}"#).unwrap_err();
+        assert_eq!(error.code(), Code::LimitIgnored);
     }
 
     #[test]

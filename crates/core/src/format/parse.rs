@@ -1,12 +1,11 @@
 //! The one pass over a header's JSON.
 
 use std::borrow::Cow;
-use std::hash::RandomState;
 
 use super::header::{
     Entry, Header, HeaderOptions, MetadataEntry, NameTable, Profile, UnknownDtype,
 };
-use super::json::{Cursor, Duplicates};
+use super::json::{Cursor, Keys, Repeats};
 use super::layout;
 use crate::{Code, Dtype, Error, Result};
 
@@ -19,6 +18,9 @@ const OPEN_IN_ENTRY: usize = 2;
 /// Dimensions that any header may have, however short it is.
 const FREE_DIMENSIONS: usize = 4096;
 
+/// Keys of unknown fields, and inside them, that are remembered at once to find repeated ones.
+const MAX_IGNORED_KEYS: usize = 4096;
+
 /// Builds a [`Header`] from its JSON.
 pub(super) struct Parser<'a> {
     options: &'a HeaderOptions,
@@ -26,11 +28,12 @@ pub(super) struct Parser<'a> {
     header_len: usize,
     text: String,
     dims: Vec<u64>,
+    max_dims: usize,
     entries: Vec<Entry>,
     metadata: Option<Vec<MetadataEntry>>,
     metadata_bytes: u64,
     ignored_bytes: u64,
-    hasher: RandomState,
+    ignored_keys: Keys,
 }
 
 impl<'a> Parser<'a> {
@@ -38,20 +41,30 @@ impl<'a> Parser<'a> {
         let text = std::str::from_utf8(json).map_err(|error| {
             Error::new(Code::HeaderNotUtf8).at_offset(8 + error.valid_up_to() as u64)
         })?;
-        // Sized once: growing would take twice the memory at the worst moment.
-        let braces = json.iter().filter(|&&byte| byte == b'{').count();
-        let entries = braces.min(json.len() / SHORTEST_ENTRY);
+        let cursor = Cursor::new(text, 8, Code::JsonSyntax);
+        let repeats = match options.profile {
+            Profile::Strict | Profile::Default => Repeats::Refuse,
+            Profile::Reference => Repeats::Allow,
+        };
+        // Sized once: growing would take three times the memory at the worst moment.
+        let counts = Counts::new(&cursor);
+        let entries = counts.objects.min(json.len() / SHORTEST_ENTRY);
+        // What entries and names leave of twice the header's length. A dimension of two bytes
+        // (`1,`) takes eight.
+        let left = (2 * json.len()).saturating_sub(entries * size_of::<Entry>() + counts.text);
+        let max_dims = FREE_DIMENSIONS + left / size_of::<u64>();
         Ok(Self {
             options,
-            json: Cursor::new(text, 8, Code::JsonSyntax),
+            json: cursor,
             header_len: json.len(),
-            text: String::with_capacity(json.len() - entries * SHORTEST_ENTRY),
-            dims: Vec::new(),
+            text: String::with_capacity(counts.text),
+            dims: Vec::with_capacity(counts.numbers.min(max_dims)),
+            max_dims,
             entries: Vec::with_capacity(entries),
             metadata: None,
             metadata_bytes: 0,
             ignored_bytes: 0,
-            hasher: RandomState::new(),
+            ignored_keys: Keys::new(repeats, MAX_IGNORED_KEYS),
         })
     }
 
@@ -125,31 +138,35 @@ impl<'a> Parser<'a> {
             }
             _ => return Err(self.json.unexpected("an object").recode(Code::MetadataType)),
         }
-        let mut pairs = Vec::new();
+        let here = self.json.outside_strings().take_while(|&byte| byte != b'}');
+        let colons = here.filter(|&byte| byte == b':').count();
+        let mut pairs = Vec::with_capacity(colons);
         let mut first = true;
         while let Some((key, offset)) = self.json.next_key(&mut first)? {
             if self.json.peek() != Some(b'"') {
                 return Err(self.json.unexpected("a string").recode(Code::MetadataType));
             }
-            let value = self.json.string()?;
-            self.metadata_bytes += (key.len() + value.len()) as u64;
+            let start = self.keep(&key);
+            self.json.string_onto(&mut self.text)?;
+            let bytes = self.text.len() - start as usize;
+            self.metadata_bytes += bytes as u64;
             limit(
                 Code::LimitMetadata,
                 self.metadata_bytes,
                 self.options.limits.metadata_bytes,
             )
             .map_err(|error| error.at_offset(offset))?;
-            let start = self.keep(&key);
-            self.keep(&value);
             pairs.push(MetadataEntry {
                 start,
                 key_len: key.len() as u32,
-                value_len: value.len() as u32,
+                value_len: (bytes - key.len()) as u32,
             });
         }
-        // A stable sort: of equal keys, the last one written stays last.
+        // Of equal keys, the last one written stays last: it starts behind the others, or where
+        // they do if they are empty, values too.
         let key_of = |pair: &MetadataEntry| self.text.get(pair.key()).unwrap_or_default();
-        pairs.sort_by(|a, b| key_of(a).cmp(key_of(b)));
+        let place_of = |pair: &MetadataEntry| (pair.start, pair.value_len);
+        pairs.sort_unstable_by(|a, b| (key_of(a), place_of(a)).cmp(&(key_of(b), place_of(b))));
         if self.options.profile == Profile::Reference {
             pairs.reverse();
             pairs.dedup_by(|a, b| key_of(a) == key_of(b));
@@ -162,7 +179,6 @@ impl<'a> Parser<'a> {
                 .at_offset(offset)
                 .found(format_args!("`{}` twice in `__metadata__`", key_of(pair))));
         }
-        pairs.shrink_to_fit();
         self.metadata = Some(pairs);
         Ok(())
     }
@@ -193,6 +209,7 @@ impl<'a> Parser<'a> {
             Some(b'[') if reference => return self.positional_fields(fields),
             _ => return Err(self.json.unexpected("an object").recode(Code::EntryType)),
         }
+        let unknown = self.ignored_keys.len();
         let mut first = true;
         while let Some((key, offset)) = self.json.next_key(&mut first)? {
             let known = match &*key {
@@ -200,13 +217,14 @@ impl<'a> Parser<'a> {
                 "shape" => Field::Shape,
                 "data_offsets" => Field::DataOffsets,
                 _ => {
+                    self.ignored_keys.add(&key, offset)?;
                     self.unknown_field(&key, offset)?;
                     continue;
                 }
             };
             self.field(known, offset, fields)?;
         }
-        Ok(())
+        self.ignored_keys.close(unknown)
     }
 
     fn positional_fields(&mut self, fields: &mut Fields<'a>) -> Result<()> {
@@ -248,10 +266,13 @@ impl<'a> Parser<'a> {
             // A derived enum is also read from `{"F32": null}`.
             Some(b'{') if self.options.profile == Profile::Reference => {
                 self.json.expect(b'{')?;
-                let key = self.json.next_key(&mut true)?;
-                self.json.literal("null")?;
-                self.json.expect(b'}')?;
-                Ok((key.map(|(key, _)| key).unwrap_or_default(), offset))
+                let null = |json: &mut Cursor<'a>| {
+                    let (key, _) = json.next_key(&mut true)?.unwrap_or_default();
+                    json.literal("null")?;
+                    json.expect(b'}')?;
+                    Ok((key, offset))
+                };
+                null(&mut self.json).map_err(|error: Error| error.recode(Code::FieldType))
             }
             _ => Err(self
                 .json
@@ -268,9 +289,6 @@ impl<'a> Parser<'a> {
         }
         self.json.expect(b'[')?;
         let before = self.dims.len();
-        // The parsed shapes stay below the header's own length, so that two bytes of `1,` cannot
-        // be blown up to eight without bound.
-        let budget = FREE_DIMENSIONS + self.header_len / 8;
         let mut first = true;
         while self.json.next_item(&mut first)? {
             let rank = (self.dims.len() - before) as u64 + 1;
@@ -283,7 +301,7 @@ impl<'a> Parser<'a> {
                 limit(
                     Code::LimitDimensions,
                     self.dims.len() as u64 + 1,
-                    budget as u64,
+                    self.max_dims as u64,
                 )
             })
             .map_err(|error| error.at_offset(self.json.offset()))?;
@@ -328,13 +346,10 @@ impl<'a> Parser<'a> {
                 .found(format_args!("`{key}`")));
         }
         let start = self.json.position();
-        let duplicates = match self.options.profile {
-            Profile::Reference => Duplicates::Allow,
-            Profile::Default | Profile::Strict => Duplicates::Refuse(&self.hasher),
-        };
         let limit = self.options.limits.ignored_bytes;
         let left = limit.saturating_sub(self.ignored_bytes);
-        self.json.skip_value(OPEN_IN_ENTRY, duplicates, left)?;
+        let keys = &mut self.ignored_keys;
+        self.json.skip_value(OPEN_IN_ENTRY, keys, left)?;
         self.ignored_bytes += (self.json.position() - start) as u64;
         Ok(())
     }
@@ -383,31 +398,26 @@ impl<'a> Parser<'a> {
     /// that comes first in the header is dropped.
     fn name_table(&mut self) -> Result<NameTable> {
         let mut names = NameTable::with_capacity(self.entries.len());
-        let mut dropped = Vec::new();
         for position in 0..self.entries.len() {
             let Err(other) = names.insert(position, |at| name_at(&self.entries, &self.text, at))
             else {
                 continue;
             };
-            let (Some(this), Some(other)) = (self.entries.get(position), self.entries.get(other))
-            else {
-                continue;
-            };
-            let (first, second) = if this.offset < other.offset {
-                (this, other)
-            } else {
-                (other, this)
-            };
-            if self.options.profile != Profile::Reference {
-                return Err(self.place(Error::new(Code::DuplicateTensor), second));
+            if self.options.profile == Profile::Reference {
+                drop(names);
+                self.drop_replaced();
+                return self.name_table();
             }
-            dropped.push(first.offset);
+            let same = [position, other]
+                .into_iter()
+                .filter_map(|at| self.entries.get(at));
+            let error = Error::new(Code::DuplicateTensor);
+            return Err(match same.max_by_key(|entry| entry.offset) {
+                Some(second) => self.place(error, second),
+                None => error,
+            });
         }
-        if dropped.is_empty() {
-            return Ok(names);
-        }
-        self.drop_replaced();
-        self.name_table()
+        Ok(names)
     }
 
     /// Keeps of every name only the entry that comes last in the header.
@@ -425,11 +435,6 @@ impl<'a> Parser<'a> {
     /// Appends to the header's text and returns where it begins there.
     fn keep(&mut self, text: &str) -> u32 {
         let start = self.text.len();
-        if self.text.capacity() - start < text.len() {
-            // Everything kept is shorter than the JSON it comes from.
-            self.text
-                .reserve_exact(text.len().max(self.json.rest().len()));
-        }
         self.text.push_str(text);
         start as u32
     }
@@ -438,6 +443,35 @@ impl<'a> Parser<'a> {
     fn place(&self, error: Error, entry: &Entry) -> Error {
         let name = self.text.get(entry.name()).unwrap_or_default();
         error.in_tensor(name).at_offset(u64::from(entry.offset))
+    }
+}
+
+/// What a JSON text holds, counted without checking it.
+#[derive(Default)]
+struct Counts {
+    objects: usize,
+    /// In arrays that hold no arrays.
+    numbers: usize,
+    /// Bytes in strings.
+    text: usize,
+}
+
+impl Counts {
+    fn new(json: &Cursor<'_>) -> Self {
+        let mut counts = Self::default();
+        let mut outside = 0;
+        let mut in_array = false;
+        for byte in json.outside_strings() {
+            outside += 1;
+            match byte {
+                b'{' => counts.objects += 1,
+                b'[' | b']' => in_array = byte == b'[',
+                _ => {}
+            }
+            counts.numbers += usize::from(byte == b'[' || (in_array && byte == b','));
+        }
+        counts.text = json.rest().len() - outside;
+        counts
     }
 }
 
