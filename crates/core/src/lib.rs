@@ -1,5 +1,31 @@
-//! The core.
+//! The safetensors format and sharded checkpoints, from scratch and without a framework.
+//!
+//! - [`Checkpoint`] opens a file, an index or a folder, checks all of it, and reads any part.
+//! - [`Header`] and [`Prefix`] parse a header from bytes alone, whole or in two steps.
+//! - [`Slice`] turns part of a tensor into runs of bytes.
+//! - [`ReadAt`] is a source of bytes: [`FileSource`], [`MemorySource`], [`MappedSource`], or yours.
+//! - [`Checkpoint::plan`] and [`Checkpoint::fill`] are what adapters build on: a plan of what to
+//!   load, and an engine that reads it into destinations of the adapter's.
+//!
+//! [`Error`] says where, what and what to do, under a stable [`Code`]; [`Limits`] bound what a file
+//! can make us allocate.
+//!
+//! ```no_run
+//! use safeshard_core::Checkpoint;
+//!
+//! let checkpoint = Checkpoint::open("path/to/model")?;
+//! for tensor in checkpoint.tensors() {
+//!     println!("{} {} {:?}", tensor.name, tensor.dtype, tensor.shape);
+//! }
+//! let bytes = checkpoint.read("lm_head.weight")?;
+//! # Ok::<(), safeshard_core::Error>(())
+//! ```
 #![deny(unsafe_code)]
+
+#[cfg(not(unix))]
+compile_error!("safeshard reads files by position and tells them apart as Unix does");
+#[cfg(target_endian = "big")]
+compile_error!("safeshard hands out elements as they are stored: little-endian");
 
 mod checkpoint;
 mod error;

@@ -8,6 +8,7 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{thread, vec};
@@ -71,17 +72,33 @@ pub struct Progress {
 
 /// A switch that stops a running read, from any thread; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<Switch>);
+
+#[derive(Debug, Default)]
+struct Switch {
+    used: AtomicBool,
+    parent: Option<Cancel>,
+}
 
 impl Cancel {
+    /// A switch that this one works too, but that does not work this one.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self(Arc::new(Switch {
+            used: AtomicBool::new(false),
+            parent: Some(self.clone()),
+        }))
+    }
+
     /// Stops every read that was given this switch; they fail with `cancelled`.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.used.store(true, Ordering::Relaxed);
     }
 
     /// Whether it was used.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        let parent = self.0.parent.as_ref();
+        self.0.used.load(Ordering::Relaxed) || parent.is_some_and(Self::is_cancelled)
     }
 }
 
@@ -90,6 +107,8 @@ pub(crate) struct Job<'s, D> {
     pub(crate) source: &'s dyn ReadAt,
     /// The file's place in the checkpoint: jobs of one file are read together.
     pub(crate) file: usize,
+    /// What errors call the file.
+    pub(crate) path: &'s Path,
     pub(crate) tensor: &'s str,
     /// Where in the file the tensor begins.
     pub(crate) start: u64,
@@ -105,7 +124,8 @@ impl<D> Job<'_, D> {
             .cast
             .map(|cast| (cast.from().size(), cast.to().size(), cast.expansion()))
         {
-            Some((Some(from), Some(to), expansion)) => bytes / from * to * expansion,
+            // What a source claims to hold may be more than memory can.
+            Some((Some(from), Some(to), expansion)) => (bytes / from).saturating_mul(to * expansion),
             _ => bytes,
         }
     }
@@ -119,9 +139,9 @@ pub(crate) fn fill<D: Destination>(
     options: &ReadOptions,
 ) -> Result<Vec<D::Filled>> {
     let mut pieces = Vec::new();
-    let mut total = 0;
+    let mut total = 0u64;
     for job in &mut jobs {
-        total += job.slice.byte_len();
+        total = total.saturating_add(job.slice.byte_len());
         cut(job, &mut pieces)?;
     }
     pieces.sort_by_key(|piece| (piece.file, piece.file_offset()));
@@ -150,6 +170,7 @@ pub(crate) fn fill<D: Destination>(
 struct Piece<'j> {
     source: &'j dyn ReadAt,
     file: usize,
+    path: &'j Path,
     tensor: &'j str,
     start: u64,
     slice: &'j Slice,
@@ -170,10 +191,11 @@ fn cut<'j, D: Destination>(job: &'j mut Job<'_, D>, pieces: &mut Vec<Piece<'j>>)
         PIECE
     };
     let memory_len = job.scaled(piece_len) as usize;
-    let (source, tensor, slice) = (job.source, job.tensor, &job.slice);
+    let (source, path, tensor, slice) = (job.source, job.path, job.tensor, &job.slice);
     let memory = job.destination.bytes();
     if memory.len() as u64 != expected {
         return Err(Error::new(Code::BufferSize)
+            .at_path(path)
             .in_tensor(tensor)
             .expected(format_args!("{expected} bytes"))
             .found(memory.len()));
@@ -184,6 +206,7 @@ fn cut<'j, D: Destination>(job: &'j mut Job<'_, D>, pieces: &mut Vec<Piece<'j>>)
         pieces.push(Piece {
             source,
             file: job.file,
+            path,
             tensor,
             start: job.start,
             slice,
@@ -204,9 +227,9 @@ impl Piece<'_> {
 
     /// Fills the piece's memory: all of it, on `Ok`.
     fn read(self, scratch: &mut Scratch) -> Result<()> {
-        let (tensor, offset) = (self.tensor, self.file_offset());
+        let (path, tensor, offset) = (self.path, self.tensor, self.file_offset());
         self.read_into_memory(scratch)
-            .map_err(|error| error.in_tensor(tensor).at_offset(offset))
+            .map_err(|error| error.at_path(path).in_tensor(tensor).at_offset(offset))
     }
 
     fn read_into_memory(self, scratch: &mut Scratch) -> Result<()> {
@@ -223,13 +246,12 @@ impl Piece<'_> {
         let raw = scratch.cast.room(CAST_PIECE as usize, self.len as usize);
         let raw = runs.read(raw, &mut scratch.gather)?;
         cast.run(raw, self.memory).map_err(|error| {
-            let before = self.from / cast.from().size().unwrap_or(1);
+            let size = cast.from().size().unwrap_or(1);
+            let element = self.from / size + error.element as u64;
             Error::new(Code::CastValue)
-                .expected(format_args!("a value of {}", cast.to()))
-                .found(format_args!(
-                    "element {}: {error}",
-                    before + error.element as u64
-                ))
+                .at_offset(self.start + self.slice.offset_of(element * size))
+                .expected(error.expected)
+                .found(format_args!("{} in element {element}", error.value))
         })
     }
 }
@@ -286,7 +308,10 @@ impl Runs<'_> {
             end = next + run_len;
         }
         let block = gather.room(GATHER as usize, (end - first) as usize);
-        let block: &[u8] = self.source.read_at(self.start + first, block)?;
+        // Through `fill_all`, so that a source that fills something else is noticed here too.
+        let block: &[u8] = fill_all(block, |filled, rest| {
+            self.source.read_at(self.start + first + filled as u64, rest)
+        })?;
         let memory = memory.get_mut(..len as usize).unwrap_or_default();
         fill_all(memory, |filled, rest| {
             let at = at + filled as u64;
