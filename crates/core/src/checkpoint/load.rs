@@ -10,7 +10,7 @@ use super::report::{CastRecord, LoadReport};
 use super::{Checkpoint, Fill};
 use crate::io::cast::Cast;
 use crate::io::engine::ReadOptions;
-use crate::{Code, Dtype, Error, OpenOptions, Result, TensorInfo, UnknownDtype};
+use crate::{Code, DimRange, Dtype, Error, OpenOptions, Result, Slice, TensorInfo, UnknownDtype};
 
 /// Says of a stored name whether its tensor is wanted.
 pub type Filter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
@@ -58,6 +58,15 @@ impl LoadOptions {
             })),
             ..Self::default()
         }
+    }
+
+    /// What a stored name becomes; `None` if it is not wanted.
+    pub fn new_name(&self, stored: &str) -> Option<String> {
+        if self.filter.as_ref().is_some_and(|filter| !filter(stored)) {
+            return None;
+        }
+        let rename = self.rename.as_ref();
+        Some(rename.map_or_else(|| stored.to_owned(), |rename| rename(stored)))
     }
 }
 
@@ -121,9 +130,11 @@ pub struct Planned {
     pub name: String,
     /// Its name in the checkpoint.
     pub stored: String,
+    /// Which part of it; dimensions behind the last range are taken whole.
+    pub ranges: Vec<DimRange>,
     /// Its dtype after the cast.
     pub dtype: Dtype,
-    /// Its shape after the cast: `C64` as `F32` has a last dimension of 2.
+    /// The shape of the part after the cast: `C64` as `F32` has a last dimension of 2.
     pub shape: Vec<u64>,
     /// The conversion on the way, if any.
     pub cast: Option<Cast>,
@@ -132,17 +143,18 @@ pub struct Planned {
 }
 
 impl Planned {
-    /// The request for all of it.
+    /// The request for it.
     pub fn fill<D>(&self, destination: D) -> Fill<D> {
         Fill {
             name: self.stored.clone(),
-            ranges: None,
+            ranges: (!self.ranges.is_empty()).then(|| self.ranges.clone()),
             cast: self.cast,
             destination,
         }
     }
 
-    fn record(&self) -> Option<CastRecord> {
+    /// What a report says about the conversion, if there is one.
+    pub fn record(&self) -> Option<CastRecord> {
         Some(CastRecord {
             name: self.name.clone(),
             from: self.cast?.from(),
@@ -196,20 +208,31 @@ impl Checkpoint {
         }
     }
 
-    /// Decides how to load one tensor, by its name or an alias: in `dtype`, or as it is stored.
+    /// Decides how to load one tensor or part of it, by its name or an alias: in `dtype`, or as it is
+    /// stored. No ranges mean all of it.
     ///
     /// # Errors
-    /// As [`Checkpoint::info`] and [`Checkpoint::plan`].
+    /// As [`Checkpoint::info`], [`Checkpoint::plan`] and [`Slice::new`].
     pub fn plan_one(
         &self,
         name: &str,
+        ranges: &[DimRange],
         dtype: Option<Dtype>,
         unsupported: Unsupported,
         support: impl Fn(Dtype) -> Support,
     ) -> Result<Planned> {
         let tensor = self.info(name)?;
-        let planned = plan_tensor(tensor, dtype, unsupported, &support)?;
-        planned.ok_or_else(|| unsupported_dtype(tensor, support(tensor.dtype)))
+        let slice = Slice::new(tensor.dtype, tensor.shape, ranges)
+            .map_err(|error| error.in_tensor(tensor.name))?;
+        let part = TensorInfo {
+            shape: slice.shape(),
+            ..tensor
+        };
+        let planned = plan_tensor(part, dtype, unsupported, &support)?;
+        let mut planned =
+            planned.ok_or_else(|| unsupported_dtype(tensor, support(tensor.dtype)))?;
+        planned.ranges = ranges.to_vec();
+        Ok(planned)
     }
 }
 
@@ -282,16 +305,7 @@ impl Planner<'_> {
 
     /// What a name becomes, or `None` if it is not wanted or already taken.
     fn new_name(&mut self, name: &str) -> Option<String> {
-        let wanted = self
-            .options
-            .filter
-            .as_ref()
-            .is_none_or(|filter| filter(name));
-        if !wanted {
-            return None;
-        }
-        let rename = self.options.rename.as_ref();
-        let new_name = rename.map_or_else(|| name.to_owned(), |rename| rename(name));
+        let new_name = self.options.new_name(name)?;
         if let Some(other) = self.taken.insert(new_name.clone(), name.to_owned()) {
             let error = Error::new(Code::NameCollision).in_tensor(name);
             self.problems
@@ -327,7 +341,7 @@ fn plan_tensor(
         return Err(Error::new(Code::UnsupportedCast)
             .in_tensor(tensor.name)
             .found(format_args!("{} to {dtype}", tensor.dtype))
-            .help("integers are never cast: load them as they are stored"));
+            .help(format!("load it as {}", tensor.dtype)));
     }
     let mut shape = tensor.shape.to_vec();
     if let Some(expansion @ 2..) = cast.map(Cast::expansion) {
@@ -339,6 +353,7 @@ fn plan_tensor(
     Ok(Some(Planned {
         name: tensor.name.to_owned(),
         stored: tensor.name.to_owned(),
+        ranges: Vec::new(),
         dtype,
         shape,
         cast,
