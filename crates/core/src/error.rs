@@ -162,6 +162,11 @@ impl Error {
         self.0.io.as_ref()
     }
 
+    /// What to do, in words; may be empty.
+    pub fn advice(&self) -> &str {
+        self.0.help.as_deref().unwrap_or(self.0.code.advice())
+    }
+
     pub(crate) fn is_interrupted(&self) -> bool {
         self.io_error()
             .is_some_and(|error| error.kind() == io::ErrorKind::Interrupted)
@@ -195,9 +200,9 @@ impl fmt::Display for Error {
         if let Some(io) = &repr.io {
             write!(f, ": {io}")?;
         }
-        let help = repr.help.as_deref().unwrap_or_else(|| repr.code.advice());
-        if !help.is_empty() {
-            write!(f, "; {help}")?;
+        let advice = self.advice();
+        if !advice.is_empty() {
+            write!(f, "; {advice}")?;
         }
         if !repr.problems.is_empty() {
             write!(f, ": {} in all", repr.problems.len())?;

@@ -3,18 +3,20 @@
 //! There is no written specification of it; this reads what transformers, huggingface_hub,
 //! accelerate and torch's distributed checkpoints write, and refuses what readers disagree on.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::names::sample;
 use super::shard_name::ShardName;
 use crate::format::json::{Cursor, Keys, Repeats};
 use crate::io::source::{FileSource, ReadAt, read_vec};
 use crate::{Code, Error, Finding, Limits, Result};
 
-/// Containers open around the value of a key of the index.
-const OPEN_IN_INDEX: usize = 1;
+/// Containers that are open around a value of `metadata`.
+const OPEN_AROUND: usize = 2;
 
 /// Which shard holds which tensor.
 #[derive(Debug)]
@@ -38,10 +40,12 @@ impl Index {
                 .found(file.len()));
         }
         let json = read_vec(&file, 0, file.len())?;
+        // Other libraries rewrite an index in place.
+        file.check_unchanged()?;
         Self::parse(&json, path, limits).map_err(|error| error.at_path(path))
     }
 
-    /// Parses an index; its shards come in natural order.
+    /// Parses an index; its shards come in the order of their first mention.
     pub(crate) fn parse(json: &[u8], path: &Path, limits: &Limits) -> Result<Self> {
         if json.starts_with(b"\xef\xbb\xbf") {
             return Err(Error::new(Code::IndexSyntax)
@@ -60,7 +64,7 @@ impl Index {
             metadata: None,
             weight_map: None,
             shards: Shards::default(),
-            warnings: Vec::new(),
+            extra_keys: Vec::new(),
         };
         parser.document()?;
         let weight_map = parser
@@ -69,17 +73,26 @@ impl Index {
         if weight_map.is_empty() {
             return Err(Error::new(Code::IndexEmpty));
         }
-        let metadata = parser.metadata.unwrap_or_else(|| {
-            let warning = Error::new(Code::IndexMetadata).at_path(path).found("none");
-            parser.warnings.push(Finding::warning(warning));
-            Map::new()
-        });
+        let mut warnings = Vec::new();
+        let mut warn = |warning: Error| warnings.push(Finding::warning(warning.at_path(path)));
+        let metadata = parser.metadata.unwrap_or(Metadata::Not("none"));
+        let metadata = match metadata {
+            Metadata::Object(metadata) => metadata,
+            Metadata::Not(found) => {
+                warn(Error::new(Code::IndexMetadata).found(found));
+                Map::new()
+            }
+        };
+        if !parser.extra_keys.is_empty() {
+            let keys = sample(parser.extra_keys.iter().map(|key| &**key));
+            warn(Error::new(Code::IndexExtraKey).found(keys));
+        }
         Ok(Self {
             path: path.to_path_buf(),
             metadata,
             shards: parser.shards.names,
             weight_map,
-            warnings: parser.warnings,
+            warnings,
         })
     }
 
@@ -103,10 +116,16 @@ impl Index {
 struct Parser<'a> {
     json: Cursor<'a>,
     limits: &'a Limits,
-    metadata: Option<Map<String, Value>>,
+    metadata: Option<Metadata>,
     weight_map: Option<HashMap<String, u32>>,
     shards: Shards,
-    warnings: Vec<Finding>,
+    extra_keys: Vec<Cow<'a, str>>,
+}
+
+enum Metadata {
+    Object(Map<String, Value>),
+    /// What is there instead.
+    Not(&'static str),
 }
 
 impl Parser<'_> {
@@ -115,22 +134,17 @@ impl Parser<'_> {
             return Err(self.json.unexpected("an object"));
         }
         self.json.expect(b'{')?;
-        let mut seen_metadata = false;
         let mut first = true;
         while let Some((key, offset)) = self.json.next_key(&mut first)? {
             match &*key {
                 "weight_map" if self.weight_map.is_some() => return Err(twice(&key, offset)),
                 "weight_map" => self.weight_map()?,
-                "metadata" if seen_metadata => return Err(twice(&key, offset)),
-                "metadata" => {
-                    seen_metadata = true;
-                    self.metadata()?;
-                }
+                "metadata" if self.metadata.is_some() => return Err(twice(&key, offset)),
+                "metadata" => self.metadata = Some(self.metadata()?),
                 _ => {
-                    let warning = Error::new(Code::IndexExtraKey).at_offset(offset);
-                    let warning = warning.found(format_args!("`{key}`"));
-                    self.warnings.push(Finding::warning(warning));
-                    self.skip()?;
+                    // Nothing is read from it, so it may repeat its keys.
+                    self.skip(Repeats::Allow, u64::MAX)?;
+                    self.extra_keys.push(key);
                 }
             }
         }
@@ -140,18 +154,50 @@ impl Parser<'_> {
         }
     }
 
-    fn metadata(&mut self) -> Result<()> {
-        let first = self.json.peek();
-        let (start, offset) = (self.json.position(), self.json.offset());
-        self.skip()?;
-        if first != Some(b'{') {
-            return Ok(());
+    /// Within limits, because values take many times the memory of their text.
+    fn metadata(&mut self) -> Result<Metadata> {
+        let instead = match self.json.peek() {
+            Some(b'{') => return self.metadata_object().map(Metadata::Object),
+            Some(b'n') => "null",
+            Some(b'[') => "an array",
+            Some(b'"') => "a string",
+            Some(b't' | b'f') => "a boolean",
+            _ => "a number",
+        };
+        self.skip(Repeats::Allow, u64::MAX)?;
+        Ok(Metadata::Not(instead))
+    }
+
+    fn metadata_object(&mut self) -> Result<Map<String, Value>> {
+        self.json.expect(b'{')?;
+        let start = self.json.offset();
+        let mut nested_left = self.limits.ignored_bytes;
+        let mut metadata = Map::new();
+        let mut first = true;
+        while let Some((key, offset)) = self.json.next_key(&mut first)? {
+            let value = match self.json.peek() {
+                Some(b'"') => Value::String(self.json.string()?.into_owned()),
+                _ => {
+                    let text = self.skip(Repeats::Refuse, nested_left)?;
+                    nested_left = nested_left.saturating_sub(text.len() as u64);
+                    serde_json::from_str(text).map_err(|error| {
+                        let wrong = Error::new(Code::IndexSyntax).at_offset(offset);
+                        wrong.found(error)
+                    })?
+                }
+            };
+            if self.json.offset() - start > self.limits.metadata_bytes {
+                let error = Error::new(Code::LimitMetadata).at_offset(offset);
+                return Err(
+                    error.expected(format_args!("at most {} bytes", self.limits.metadata_bytes))
+                );
+            }
+            if metadata.contains_key(&*key) {
+                return Err(twice(&key, offset));
+            }
+            metadata.insert(key.into_owned(), value);
         }
-        let parsed = serde_json::from_str(self.json.since(start));
-        self.metadata = Some(
-            parsed.map_err(|error| Error::new(Code::IndexSyntax).at_offset(offset).found(error))?,
-        );
-        Ok(())
+        Ok(metadata)
     }
 
     fn weight_map(&mut self) -> Result<()> {
@@ -176,9 +222,9 @@ impl Parser<'_> {
             }
             let name = self.json.string()?;
             let shard = match self.shards.position(&name, self.limits) {
-                Ok(shard) => shard,
+                Ok(Some(shard)) => shard,
+                Ok(None) => continue,
                 Err(error) if error.code() == Code::ShardName => {
-                    // One such entry a name is enough to say so.
                     problems.push(error.in_tensor(tensor).at_offset(offset));
                     continue;
                 }
@@ -197,9 +243,12 @@ impl Parser<'_> {
         Ok(())
     }
 
-    fn skip(&mut self) -> Result<()> {
-        let mut keys = Keys::new(Repeats::Refuse, usize::MAX);
-        self.json.skip_value(OPEN_IN_INDEX, &mut keys, u64::MAX)
+    /// Walks over a value and returns its text.
+    fn skip(&mut self, repeats: Repeats, max_len: u64) -> Result<&str> {
+        let start = self.json.position();
+        let mut keys = Keys::new(repeats, usize::MAX);
+        self.json.skip_value(OPEN_AROUND, &mut keys, max_len)?;
+        Ok(self.json.since(start))
     }
 }
 
@@ -213,22 +262,27 @@ fn twice(key: &str, offset: u64) -> Error {
 #[derive(Default)]
 struct Shards {
     names: Vec<ShardName>,
-    positions: HashMap<String, u32>,
+    /// Those that were refused have no position.
+    positions: HashMap<String, Option<u32>>,
 }
 
 impl Shards {
-    fn position(&mut self, name: &str, limits: &Limits) -> Result<u32> {
+    /// The position of a name; `None` if it was refused before, because an error for each of its
+    /// tensors would take more memory than any limit allows.
+    fn position(&mut self, name: &str, limits: &Limits) -> Result<Option<u32>> {
         if let Some(&position) = self.positions.get(name) {
             return Ok(position);
         }
-        let shard = ShardName::parse(name)?;
-        if self.names.len() as u64 >= limits.shards.min(u64::from(u32::MAX)) {
+        if self.positions.len() as u64 >= limits.shards.min(u64::from(u32::MAX)) {
             let error = Error::new(Code::LimitShards);
             return Err(error.expected(format_args!("at most {}", limits.shards)));
         }
-        let position = self.names.len() as u32;
-        self.names.push(shard);
-        self.positions.insert(name.to_owned(), position);
-        Ok(position)
+        let position = ShardName::parse(name).map(|shard| {
+            self.names.push(shard);
+            self.names.len() as u32 - 1
+        });
+        self.positions
+            .insert(name.to_owned(), position.as_ref().ok().copied());
+        position.map(Some)
     }
 }

@@ -56,7 +56,9 @@ pub(crate) fn locate(path: &Path, variant: Option<&str>) -> Result<(Located, Lis
 fn cache_snapshot(path: &Path) -> Option<PathBuf> {
     const LONGEST_REVISION: u64 = 100;
     let main = path.join("refs").join("main");
-    if fs::metadata(&main).ok()?.len() > LONGEST_REVISION {
+    let metadata = fs::metadata(&main).ok()?;
+    // A FIFO would block, a device might never end.
+    if !metadata.is_file() || metadata.len() > LONGEST_REVISION {
         return None;
     }
     let revision = fs::read_to_string(main).ok()?;
@@ -114,7 +116,7 @@ impl Listing {
 
     /// The checkpoint of a stem such as `model`, if there is one.
     fn of_stem(&self, stem: &str, variant: Option<&str>) -> Result<Option<Located>> {
-        let (single, indexes, shards) = match variant {
+        let (single, indexes, prefix) = match variant {
             None => (
                 format!("{stem}.safetensors"),
                 vec![format!("{stem}.safetensors.index.json")],
@@ -137,7 +139,10 @@ impl Listing {
             .cloned()
             .collect();
         let single = self.has(&single).then_some(single);
-        let shards = self.shards().filter(|name| name.starts_with(&shards));
+        // An index of another name may name them.
+        let orphans = !self.names.iter().any(|name| index_of(name).is_some());
+        let shards = self.shards();
+        let shards = shards.filter(|name| orphans && name.starts_with(&prefix));
         self.decide(
             indexes,
             single.into_iter().collect(),
@@ -147,12 +152,9 @@ impl Listing {
 
     /// Whatever its name: the only checkpoint of the folder.
     fn only_one(&self) -> Result<Located> {
-        let ends_with = |end: &'static str| move |name: &&str| name.ends_with(end);
         let owned = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
-        let names = || self.names.iter().map(String::as_str);
-        let indexes = names()
-            .filter(ends_with(".safetensors.index.json"))
-            .collect();
+        let names = self.names.iter().map(String::as_str);
+        let indexes = names.filter(|name| index_of(name).is_some()).collect();
         let singles = self.safetensors().filter(|name| !is_shard(name)).collect();
         let shards = self.shards().collect();
         let located = self.decide(owned(indexes), owned(singles), owned(shards))?;
@@ -161,17 +163,11 @@ impl Listing {
 
     fn only_one_of_variant(&self, variant: &str) -> Result<Located> {
         let single = format!(".{variant}.safetensors");
-        let index = [
-            format!(".index.{variant}.json"),
-            format!(".{variant}.index.json"),
-        ];
         let owned = |keep: &dyn Fn(&str) -> bool| {
             let names = self.names.iter().filter(|name| keep(name));
             names.cloned().collect::<Vec<_>>()
         };
-        let indexes = owned(&|name| {
-            name.contains(".safetensors.") && index.iter().any(|end| name.ends_with(end))
-        });
+        let indexes = owned(&|name| index_of(name).is_some_and(|of| of.ends_with(&single)));
         let singles = owned(&|name| name.ends_with(&single));
         self.decide(indexes, singles, Vec::new())?.ok_or_else(|| {
             let error = Error::new(Code::VariantMissing)
@@ -199,17 +195,21 @@ impl Listing {
             ([], []) if shards.is_empty() => Ok(None),
             ([], []) => {
                 let found = sample(shards.iter().map(String::as_str));
-                Err(Error::new(Code::IndexMissing).found(found))
+                let error = Error::new(Code::IndexMissing).found(found);
+                Err(match shards.iter().any(|name| is_rank_file(name)) {
+                    true => error.help(
+                        "these are the parts that torch's distributed checkpoints save, one set a \
+                         rank: consolidate them with torch first",
+                    ),
+                    false => error,
+                })
             }
             ([], [single]) => Ok(Some(Located::File(path(single)))),
             ([], several) => ambiguous(&mut several.iter()),
             ([index], _) => {
-                let stem = index.split(".safetensors").next().unwrap_or_default();
-                let same_name = |name: &&String| {
-                    let name = name.strip_suffix(".safetensors");
-                    name.is_some_and(|name| name == stem || name.starts_with(&format!("{stem}.")))
-                };
-                Ok(Some(match singles.iter().find(same_name) {
+                let same = index_of(index);
+                let same = singles.iter().find(|name| Some(*name) == same.as_ref());
+                Ok(Some(match same {
                     None => Located::Index(path(index)),
                     Some(single) => Located::Both {
                         index: path(index),
@@ -254,6 +254,25 @@ impl Listing {
     fn shards(&self) -> impl Iterator<Item = &str> {
         self.safetensors().filter(|name| is_shard(name))
     }
+}
+
+/// The single file of the same checkpoint, if a name is that of an index: `model.fp16.safetensors`
+/// for `model.safetensors.index.fp16.json` and for the two other spellings of the variant.
+fn index_of(name: &str) -> Option<String> {
+    let (stem, rest) = name.strip_suffix(".json")?.split_once(".safetensors.")?;
+    if rest == "index" {
+        return Some(format!("{stem}.safetensors"));
+    }
+    let new = rest.strip_prefix("index.");
+    let variant = new.or_else(|| rest.strip_suffix(".index"))?;
+    Some(format!("{stem}.{variant}.safetensors"))
+}
+
+/// Whether a name is one that torch's distributed checkpoints give: `shard-00001-model-…`.
+fn is_rank_file(name: &str) -> bool {
+    let rank = name.strip_prefix("shard-");
+    let rank = rank.and_then(|rest| rest.split('-').next());
+    rank.is_some_and(|rank| rank.len() == 5 && rank.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Whether a name looks like that of a shard: `…-00001-of-00003….safetensors`. Only ever used to
@@ -333,6 +352,32 @@ mod tests {
         );
         let missing = choose(&names, Some("bf16")).unwrap_err();
         assert_eq!(missing.code(), Code::VariantMissing);
+    }
+
+    #[test]
+    fn the_only_index_of_a_folder_is_found_whatever_its_name() {
+        // Was taken for shards whose index is gone.
+        let names = [
+            "model.fp16-00001-of-00001.safetensors",
+            "model.safetensors.index.fp16.json",
+        ];
+        assert_eq!(choose(&names, None).unwrap(), index(names[1]));
+        let names = [
+            "model-00001-of-00001.safetensors",
+            "out.safetensors.index.json",
+        ];
+        assert_eq!(choose(&names, None).unwrap(), index(names[1]));
+    }
+
+    #[test]
+    fn a_single_file_of_another_variant_does_not_make_an_index_ambiguous() {
+        let names = ["out.fp16.safetensors", "out.safetensors.index.json"];
+        assert_eq!(choose(&names, None).unwrap(), index(names[1]));
+        let names = ["out.safetensors", "out.safetensors.index.json"];
+        assert!(matches!(choose(&names, None), Ok(Located::Both { .. })));
+        let names = ["out.fp16.safetensors", "out.safetensors.index.fp16.json"];
+        let both = choose(&names, Some("fp16"));
+        assert!(matches!(both, Ok(Located::Both { .. })));
     }
 
     #[test]

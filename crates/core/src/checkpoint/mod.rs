@@ -103,6 +103,17 @@ impl ShardFile {
         &self.header
     }
 
+    /// What errors call it.
+    fn place(&self) -> &Path {
+        self.path.as_deref().unwrap_or(Path::new(&self.name))
+    }
+
+    /// The names of all its tensors, in data order, those of unknown dtype behind the others.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let known = self.header.tensors().map(|tensor| tensor.name);
+        known.chain(self.header.unsupported().map(|tensor| tensor.name))
+    }
+
     /// Its bytes.
     pub fn source(&self) -> &Arc<dyn ReadAt> {
         &self.source
@@ -300,7 +311,7 @@ impl Checkpoint {
             .fold(Totals::default(), |sum, tensor| Totals {
                 tensors: sum.tensors + 1,
                 parameters: sum.parameters.saturating_add(tensor.elements()),
-                bytes: sum.bytes + tensor.byte_len(),
+                bytes: sum.bytes.saturating_add(tensor.byte_len()),
             })
     }
 
@@ -374,6 +385,7 @@ impl Checkpoint {
             jobs.push(Job {
                 source: &*file.source,
                 file: position as usize,
+                path: file.place(),
                 tensor: info.name,
                 start: file.header.data_start() + info.start,
                 slice,

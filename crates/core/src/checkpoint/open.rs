@@ -1,6 +1,6 @@
 //! Opening a checkpoint: every header read, everything checked before anything is handed out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -91,18 +91,8 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
 pub(super) fn open_files(paths: &[PathBuf], options: &OpenOptions) -> Result<Checkpoint> {
     let opener = Opener::new(options);
     limit_shards(paths.len(), options)?;
-    let mut problems = Vec::new();
-    let mut files = Vec::new();
-    for path in paths {
-        match opener.open(path.to_string_lossy().into_owned(), path) {
-            Ok(file) => files.push(file),
-            Err(error) => problems.push(error),
-        }
-    }
-    if !problems.is_empty() {
-        return Err(Error::all(problems));
-    }
-    of_files(files)
+    let files = paths.iter();
+    of_files(files.map(|path| opener.open(path.to_string_lossy().into_owned(), path)))
 }
 
 /// Opens sources of any kind as one checkpoint.
@@ -120,7 +110,7 @@ pub(super) fn open_sources(
             source,
         })
     });
-    of_files(files.collect::<Result<_>>()?)
+    of_files(files)
 }
 
 /// A file in memory.
@@ -212,27 +202,15 @@ impl<'o> Opener<'o> {
         let mut files = Vec::new();
         for (shard, tensors) in index.shards.iter().zip(&mut tensors_of) {
             tensors.sort_unstable_by(|a, b| natural_order(a, b));
-            match self.open(shard.to_string(), &shard.below(&folder)) {
-                Ok(file) => files.push(file),
-                Err(error) => {
-                    let code = match error.code() {
-                        Code::NotFound => Code::ShardMissing,
-                        code => code,
-                    };
-                    let advice = code.advice();
-                    let separator = if advice.is_empty() { "" } else { "; " };
-                    let lost = sample(tensors.iter().copied());
-                    problems.push(error.recode(code).help(format!(
-                        "the index places {} tensors in it: {lost}{separator}{advice}",
-                        tensors.len()
-                    )));
-                }
-            }
+            let file = self.open(shard.to_string(), &shard.below(&folder));
+            let file = file.map_err(|error| problems.push(lost(error, tensors)));
+            files.push(file.ok());
         }
+        problems.extend(check_map(&files, &tensors_of));
         if !problems.is_empty() {
             return Err(Error::all(problems).at_path(index.path()));
         }
-        check_map(&index, &files, &tensors_of)?;
+        let files = files.into_iter().flatten().collect();
         let warnings = std::mem::take(&mut index.warnings);
         let owners = std::mem::take(&mut index.weight_map);
         let mut checkpoint =
@@ -276,20 +254,33 @@ pub(super) fn read_header(source: &dyn ReadAt, options: &HeaderOptions) -> Resul
 }
 
 /// A list of files: every name in one of them only.
-fn of_files(files: Vec<ShardFile>) -> Result<Checkpoint> {
-    let mut owners: HashMap<String, u32> = HashMap::new();
-    let mut problems = Vec::new();
-    for (position, file) in files.iter().enumerate() {
-        for tensor in file.header.tensors() {
-            let Some(other) = owners.insert(tensor.name.to_owned(), position as u32) else {
-                continue;
-            };
-            let other = files.get(other as usize).map_or("", |file| &file.name);
-            let found = format!("`{other}` and `{}`", file.name);
-            let error = Error::new(Code::DuplicateAcrossFiles).in_tensor(tensor.name);
-            problems.push(error.found(found));
+fn of_files(list: impl Iterator<Item = Result<ShardFile>>) -> Result<Checkpoint> {
+    let mut problems = Capped::default();
+    let mut files = Vec::new();
+    for file in list {
+        match file {
+            Ok(file) => files.push(file),
+            Err(error) => problems.push(|| error),
         }
     }
+    if files.is_empty() && problems.is_empty() {
+        return Err(Error::new(Code::NoCheckpoint).expected("at least one file"));
+    }
+    let mut owners: HashMap<String, u32> = HashMap::new();
+    for (position, file) in files.iter().enumerate() {
+        for tensor in file.names() {
+            let Some(other) = owners.insert(tensor.to_owned(), position as u32) else {
+                continue;
+            };
+            problems.push(|| {
+                let other = files.get(other as usize).map_or("", |file| &file.name);
+                let found = format!("`{other}` and `{}`", file.name);
+                let error = Error::new(Code::DuplicateAcrossFiles).in_tensor(tensor);
+                error.found(found)
+            });
+        }
+    }
+    let problems = problems.into_vec();
     if !problems.is_empty() {
         return Err(Error::all(problems));
     }
@@ -301,28 +292,84 @@ fn of_files(files: Vec<ShardFile>) -> Result<Checkpoint> {
     ))
 }
 
-/// Every tensor that the index places in a shard must be there.
-fn check_map(index: &Index, files: &[ShardFile], tensors_of: &[Vec<&str>]) -> Result<()> {
-    let mut problems = Vec::new();
+/// What is wrong with a shard, and which tensors are lost with it.
+fn lost(error: Error, tensors: &[&str]) -> Error {
+    let error = match error.code() {
+        Code::NotFound => error.recode(Code::ShardMissing),
+        _ => error,
+    };
+    let names = sample(tensors.iter().copied());
+    let count = match tensors.len() {
+        1 => "1 tensor".to_owned(),
+        count => format!("{count} tensors"),
+    };
+    let separator = if error.advice().is_empty() { "" } else { "; " };
+    let help = format!(
+        "the index places {count} in it: {names}{separator}{}",
+        error.advice()
+    );
+    error.help(help)
+}
+
+/// Every tensor that the index places in a shard must be there; a shard that is `None` could not be
+/// opened.
+fn check_map(files: &[Option<ShardFile>], tensors_of: &[Vec<&str>]) -> Vec<Error> {
+    let mut problems = Capped::default();
+    let opened = || files.iter().flatten();
+    let all_opened = opened().count() == files.len();
     for (file, tensors) in files.iter().zip(tensors_of) {
-        for tensor in tensors {
-            if file.header.position(tensor).is_some() {
-                continue;
-            }
-            let elsewhere = files
-                .iter()
-                .find(|file| file.header.position(tensor).is_some());
-            let error = Error::new(Code::TensorNotInShard).in_tensor(*tensor);
-            let error = error.at_path(file.path.as_deref().unwrap_or(Path::new(&file.name)));
-            problems.push(match elsewhere {
-                Some(other) => error.found(format_args!("one of this name in `{}`", other.name)),
-                None => error.help("no shard of the checkpoint has it"),
+        let Some(file) = file else {
+            continue;
+        };
+        let has = |file: &ShardFile, tensor: &str| file.header.position(tensor).is_some();
+        for tensor in tensors.iter().filter(|tensor| !has(file, tensor)) {
+            problems.push(|| {
+                let error = Error::new(Code::TensorNotInShard)
+                    .at_path(file.place())
+                    .in_tensor(*tensor);
+                match opened().find(|other| has(other, tensor)) {
+                    Some(other) => {
+                        error.found(format_args!("one of this name in `{}`", other.name))
+                    }
+                    None if all_opened => error.help("no shard of the checkpoint has it"),
+                    None => error,
+                }
             });
         }
     }
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(Error::all(problems).at_path(index.path())),
+    problems.into_vec()
+}
+
+/// Errors up to a number: a file of a megabyte can be wrong in a million places.
+#[derive(Default)]
+struct Capped {
+    errors: Vec<Error>,
+    more: usize,
+}
+
+impl Capped {
+    const MOST: usize = 1000;
+
+    fn push(&mut self, error: impl FnOnce() -> Error) {
+        match self.errors.len() {
+            Self::MOST.. => self.more += 1,
+            _ => self.errors.push(error()),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.errors.is_empty()
+    }
+
+    /// The errors; the last one says how many were left out.
+    fn into_vec(mut self) -> Vec<Error> {
+        if self.more > 0 {
+            let last = self.errors.last().map(Error::code);
+            let more = Error::new(last.unwrap_or(Code::SeveralProblems));
+            let more = more.found(format_args!("{} more like the one before", self.more));
+            self.errors.push(more);
+        }
+        self.errors
     }
 }
 
@@ -337,22 +384,28 @@ fn limit_shards(found: usize, options: &OpenOptions) -> Result<()> {
 
 /// Tensors of a shard that the index does not place there are not served, but said.
 fn warn_of_unlisted_tensors(checkpoint: &mut Checkpoint) {
+    let mut warnings = Capped::default();
     for (position, file) in checkpoint.files.iter().enumerate() {
-        for tensor in file.header.tensors() {
-            let owner = checkpoint.owner(tensor.name);
+        for tensor in file.names() {
+            let owner = checkpoint.owner(tensor);
             if owner == Some(position) {
                 continue;
             }
-            let place = file.path.as_deref().unwrap_or(Path::new(&file.name));
-            let mut warning = Error::new(Code::UnlistedTensor)
-                .at_path(place)
-                .in_tensor(tensor.name);
-            if let Some(owner) = owner.and_then(|owner| checkpoint.files.get(owner)) {
-                warning = warning.found(format_args!("the index places it in `{}`", owner.name));
-            }
-            checkpoint.warnings.push(Finding::warning(warning));
+            warnings.push(|| {
+                let warning = Error::new(Code::UnlistedTensor)
+                    .at_path(file.place())
+                    .in_tensor(tensor);
+                match owner.and_then(|owner| checkpoint.files.get(owner)) {
+                    Some(owner) => {
+                        warning.found(format_args!("the index places it in `{}`", owner.name))
+                    }
+                    None => warning,
+                }
+            });
         }
     }
+    let warnings = warnings.into_vec().into_iter().map(Finding::warning);
+    checkpoint.warnings.extend(warnings);
 }
 
 fn warn_of_total_size(checkpoint: &mut Checkpoint) {
@@ -363,7 +416,9 @@ fn warn_of_total_size(checkpoint: &mut Checkpoint) {
     let Some(stated) = index.metadata().get("total_size") else {
         return;
     };
-    let actual = checkpoint.totals().bytes;
+    let unknown = checkpoint.unsupported();
+    let unknown = unknown.map(|tensor| tensor.end - tensor.start).sum::<u64>();
+    let actual = checkpoint.totals().bytes.saturating_add(unknown);
     if stated.as_u64() != Some(actual) {
         let warning = Error::new(Code::TotalSize)
             .at_path(index.path())
@@ -374,13 +429,11 @@ fn warn_of_total_size(checkpoint: &mut Checkpoint) {
 }
 
 fn warn_of_other_files(checkpoint: &mut Checkpoint, listing: &Listing) {
-    let used = |path: &Path| {
-        let mut files = checkpoint.files.iter();
-        files.any(|file| file.path.as_deref() == Some(path))
-    };
-    let warnings: Vec<_> = listing
-        .others(used)
-        .map(|path| Finding::warning(Error::new(Code::UnlistedFile).at_path(path)))
-        .collect();
+    let used: HashSet<_> = checkpoint.files.iter().map(ShardFile::place).collect();
+    let mut warnings = Capped::default();
+    for path in listing.others(|path| used.contains(path)) {
+        warnings.push(|| Error::new(Code::UnlistedFile).at_path(path));
+    }
+    let warnings = warnings.into_vec().into_iter().map(Finding::warning);
     checkpoint.warnings.extend(warnings);
 }

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
 use super::source::{FileSource, Identity, ReadAt};
-use crate::{Error, Result};
+use crate::{Code, Error, Result};
 
 /// Descriptors that one checkpoint keeps open: enough for any usual one, and little enough for a
 /// process that may open 64 files.
@@ -17,35 +18,60 @@ const OPEN_FILES: usize = 24;
 /// The files of a checkpoint that are open right now, the one used last at the back.
 #[derive(Debug, Default)]
 pub(crate) struct FilePool {
-    open: Mutex<VecDeque<Arc<FileSource>>>,
+    open: Mutex<VecDeque<(Ticket, Arc<FileSource>)>>,
+    tickets: AtomicUsize,
 }
+
+/// Tells the files of a pool apart.
+type Ticket = usize;
 
 impl FilePool {
     /// Opens a file as a source. It stays open until more than [`OPEN_FILES`] others were used
     /// since; then it is opened again when needed, and must be the same file still.
     pub(crate) fn source(self: &Arc<Self>, path: &Path) -> Result<PooledFile> {
         let file = self.open(path)?;
-        Ok(PooledFile {
+        let source = PooledFile {
             pool: Arc::clone(self),
+            ticket: self.tickets.fetch_add(1, Ordering::Relaxed),
             path: path.to_path_buf(),
             identity: file.identity(),
-        })
+        };
+        self.keep(source.ticket, &file);
+        Ok(source)
     }
 
-    fn file(&self, path: &Path, identity: Identity) -> Result<Arc<FileSource>> {
-        {
-            let mut open = self.lock();
-            if let Some(at) = open.iter().position(|file| file.path() == path)
-                && let Some(file) = open.remove(at)
-            {
-                open.push_back(Arc::clone(&file));
-                return Ok(file);
-            }
+    fn file(&self, of: &PooledFile) -> Result<Arc<FileSource>> {
+        if let Some(file) = self.kept(of.ticket) {
+            return Ok(file);
         }
-        let file = self.open(path)?;
-        let same = identity.check_same(&file.identity());
-        same.map_err(|error| error.at_path(path))?;
+        let file = match self.open(&of.path) {
+            Err(error) if error.code() == Code::NotFound => {
+                Err(error.recode(Code::FileChanged).found("no file any more"))
+            }
+            result => result,
+        }?;
+        // Before it is kept: what is in the pool is read without being looked at again.
+        let same = of.identity.check_same(&file.identity());
+        same.map_err(|error| error.at_path(&of.path))?;
+        self.keep(of.ticket, &file);
         Ok(file)
+    }
+
+    fn kept(&self, ticket: Ticket) -> Option<Arc<FileSource>> {
+        let mut open = self.lock();
+        let at = open.iter().rposition(|(other, _)| *other == ticket)?;
+        let entry = open.remove(at)?;
+        let file = Arc::clone(&entry.1);
+        open.push_back(entry);
+        Some(file)
+    }
+
+    fn keep(&self, ticket: Ticket, file: &Arc<FileSource>) {
+        let mut open = self.lock();
+        if open.len() >= OPEN_FILES {
+            open.pop_front();
+        }
+        open.push_back((ticket, Arc::clone(file)));
     }
 
     fn open(&self, path: &Path) -> Result<Arc<FileSource>> {
@@ -56,16 +82,10 @@ impl FilePool {
             }
             result => result,
         };
-        let file = Arc::new(file?);
-        let mut open = self.lock();
-        if open.len() >= OPEN_FILES {
-            open.pop_front();
-        }
-        open.push_back(Arc::clone(&file));
-        Ok(file)
+        file.map(Arc::new)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<FileSource>>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Ticket, Arc<FileSource>)>> {
         // Whatever a thread that panicked left behind is a valid list of open files.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,6 +101,7 @@ fn out_of_descriptors(error: &Error) -> bool {
 #[derive(Debug)]
 pub(crate) struct PooledFile {
     pool: Arc<FilePool>,
+    ticket: Ticket,
     path: PathBuf,
     identity: Identity,
 }
@@ -91,12 +112,10 @@ impl ReadAt for PooledFile {
     }
 
     fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
-        self.pool
-            .file(&self.path, self.identity)?
-            .read_at(offset, buf)
+        self.pool.file(self)?.read_at(offset, buf)
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        self.pool.file(&self.path, self.identity)?.check_unchanged()
+        self.pool.file(self)?.check_unchanged()
     }
 }

@@ -201,8 +201,9 @@ impl Identity {
 
 /// Opens a regular file for reading. The error has no path yet.
 pub(crate) fn open_regular(path: &Path) -> Result<(File, Identity)> {
-    // Without NONBLOCK, opening a FIFO waits for a writer that may never come.
-    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // Without NONBLOCK, opening a FIFO waits for a writer that may never come; without NOCTTY, a
+    // terminal may become ours.
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = std::fs::OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits() as i32)
