@@ -125,7 +125,9 @@ impl<D> Job<'_, D> {
             .map(|cast| (cast.from().size(), cast.to().size(), cast.expansion()))
         {
             // What a source claims to hold may be more than memory can.
-            Some((Some(from), Some(to), expansion)) => (bytes / from).saturating_mul(to * expansion),
+            Some((Some(from), Some(to), expansion)) => {
+                (bytes / from).saturating_mul(to * expansion)
+            }
             _ => bytes,
         }
     }
@@ -310,7 +312,8 @@ impl Runs<'_> {
         let block = gather.room(GATHER as usize, (end - first) as usize);
         // Through `fill_all`, so that a source that fills something else is noticed here too.
         let block: &[u8] = fill_all(block, |filled, rest| {
-            self.source.read_at(self.start + first + filled as u64, rest)
+            self.source
+                .read_at(self.start + first + filled as u64, rest)
         })?;
         let memory = memory.get_mut(..len as usize).unwrap_or_default();
         fill_all(memory, |filled, rest| {
