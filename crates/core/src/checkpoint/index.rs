@@ -12,8 +12,9 @@ use serde_json::{Map, Value};
 use super::names::sample;
 use super::shard_name::ShardName;
 use crate::format::json::{Cursor, Keys, Repeats};
+use crate::format::sniff::foreign_format;
 use crate::io::source::{FileSource, ReadAt, read_vec};
-use crate::{Code, Error, Finding, Limits, Result};
+use crate::{Code, Error, Finding, Limits, Prefix, Result};
 
 /// Containers that are open around a value of `metadata`.
 const OPEN_AROUND: usize = 2;
@@ -42,7 +43,15 @@ impl Index {
         let json = read_vec(&file, 0, file.len())?;
         // Other libraries rewrite an index in place.
         file.check_unchanged()?;
-        Self::parse(&json, path, limits).map_err(|error| error.at_path(path))
+        let index = Self::parse(&json, path, limits);
+        let start = json.get(..Prefix::WANTED).unwrap_or(&json);
+        index.map_err(|error| match foreign_format(start) {
+            Some((name, help)) => Error::new(Code::NotSafetensors)
+                .at_path(path)
+                .found(name)
+                .help(help),
+            None => error.at_path(path),
+        })
     }
 
     /// Parses an index; its shards come in the order of their first mention.

@@ -6,4 +6,4 @@ pub(crate) mod json;
 mod layout;
 mod parse;
 pub(crate) mod slice;
-mod sniff;
+pub(crate) mod sniff;
