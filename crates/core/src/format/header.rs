@@ -180,9 +180,10 @@ impl Header {
     /// Parses the start of a file: 8 bytes of length, the JSON, and anything behind it.
     ///
     /// `file_len` is the length of the whole file; `None` where it is not known, and then neither
-    /// truncation nor trailing bytes can be told. Memory: less than twice the header's length,
-    /// whatever it says. Time: one pass over the JSON, and a sort where tensors are not listed in
-    /// data order.
+    /// truncation nor trailing bytes can be told. Memory: at most twice the header's length and
+    /// 32 KiB, whatever it says ([`Profile::Reference`] takes entries that are shorter than what is
+    /// kept of them, and may need six times). Time: linear, and a sort where tensors are not listed
+    /// in data order.
     ///
     /// # Errors
     /// A code of kind `Format` or `Limit` with the byte of the file, the tensor, what was expected

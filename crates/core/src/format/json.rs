@@ -301,19 +301,19 @@ impl<'a> Cursor<'a> {
 
     /// Moves to the next quote, backslash or control character.
     fn skip_plain(&mut self) {
-        let rest = self.rest().as_bytes();
-        let (words, tail) = rest.as_chunks::<8>();
-        let mut skipped = 0;
-        for word in words {
+        let bytes = self.text.as_bytes();
+        while let Some(word) = bytes.get(self.at..).and_then(|rest| rest.first_chunk()) {
             let special = special_bytes(u64::from_le_bytes(*word));
             if special != 0 {
-                self.at += skipped + (special.trailing_zeros() / 8) as usize;
+                self.at += (special.trailing_zeros() / 8) as usize;
                 return;
             }
-            skipped += 8;
+            self.at += 8;
         }
-        let special = |&byte: &u8| byte < 0x20 || byte == b'"' || byte == b'\\';
-        self.at += skipped + tail.iter().position(special).unwrap_or(tail.len());
+        let plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
+        while self.byte().is_some_and(plain) {
+            self.at += 1;
+        }
     }
 
     /// What a backslash, already taken, stands for.

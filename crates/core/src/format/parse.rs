@@ -12,6 +12,9 @@ use crate::{Code, Dtype, Error, Result};
 /// No entry of a tensor is written shorter: `"":{"dtype":"F4","shape":[],"data_offsets":[0,0]},`.
 const SHORTEST_ENTRY: usize = 50;
 
+/// Nor is a pair of `__metadata__`: `"":"",`.
+const SHORTEST_PAIR: usize = 6;
+
 /// Containers open around a field's value: the header and the entry.
 const OPEN_IN_ENTRY: usize = 2;
 
@@ -49,9 +52,10 @@ impl<'a> Parser<'a> {
         // Sized once: growing would take three times the memory at the worst moment.
         let counts = Counts::new(&cursor);
         let entries = counts.objects.min(json.len() / SHORTEST_ENTRY);
-        // What entries and names leave of twice the header's length. A dimension of two bytes
-        // (`1,`) takes eight.
-        let left = (2 * json.len()).saturating_sub(entries * size_of::<Entry>() + counts.text);
+        // What entries and names leave of nearly twice the header's length, because a dimension of
+        // two bytes (`1,`) takes eight.
+        let most = json.len() * 2 - json.len() / 8;
+        let left = most.saturating_sub(entries * size_of::<Entry>() + counts.text);
         let max_dims = FREE_DIMENSIONS + left / size_of::<u64>();
         Ok(Self {
             options,
@@ -140,7 +144,8 @@ impl<'a> Parser<'a> {
         }
         let here = self.json.outside_strings().take_while(|&byte| byte != b'}');
         let colons = here.filter(|&byte| byte == b':').count();
-        let mut pairs = Vec::with_capacity(colons);
+        let most = self.json.rest().len() / SHORTEST_PAIR;
+        let mut pairs = Vec::with_capacity(colons.min(most));
         let mut first = true;
         while let Some((key, offset)) = self.json.next_key(&mut first)? {
             if self.json.peek() != Some(b'"') {
@@ -464,13 +469,16 @@ impl Counts {
         for byte in json.outside_strings() {
             outside += 1;
             match byte {
+                // The closing quote is no text, either.
+                b'"' => outside += 1,
                 b'{' => counts.objects += 1,
                 b'[' | b']' => in_array = byte == b'[',
                 _ => {}
             }
             counts.numbers += usize::from(byte == b'[' || (in_array && byte == b','));
         }
-        counts.text = json.rest().len() - outside;
+        // A string that does not end lacks its closing quote.
+        counts.text = json.rest().len().saturating_sub(outside);
         counts
     }
 }
