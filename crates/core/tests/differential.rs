@@ -5,14 +5,12 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 
-use common::{Contents, Tensor, file, ours, reference};
+use common::{Contents, PROFILES, Tensor, file, ours, reference, same_verdict};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use safeshard_core::{Code, Dtype, Profile};
+use safeshard_core::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value};
-
-const PROFILES: [Profile; 3] = [Profile::Strict, Profile::Default, Profile::Reference];
 
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig {
@@ -106,31 +104,6 @@ fn every_flipped_bit_gets_the_references_verdict() {
             flipped[bit / 8] ^= 1 << (bit % 8);
             same_verdict(&flipped);
         }
-    }
-}
-
-/// What holds between the profiles and the reference for any bytes.
-fn same_verdict(file: &[u8]) {
-    let theirs = reference(file);
-    let [strict, default, as_reference] = PROFILES.map(|profile| ours(file, profile));
-    let shown = || String::from_utf8_lossy(file).into_owned();
-    assert_eq!(as_reference.as_ref().ok(), theirs.as_ref(), "{}", shown());
-    if let Ok(strict) = &strict {
-        assert_eq!(default.as_ref().ok(), Some(strict), "{}", shown());
-    }
-    match (&default, &as_reference) {
-        (Ok(default), Ok(as_reference)) => assert_eq!(default, as_reference, "{}", shown()),
-        // The one exception: a zero behind an overflow.
-        (Ok(default), Err(error)) => {
-            assert_eq!(error.code(), Code::ShapeOverflow, "{}", shown());
-            assert!(
-                default
-                    .tensors
-                    .iter()
-                    .any(|tensor| tensor.shape.contains(&0))
-            );
-        }
-        (Err(_), _) => {}
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use common::{Contents, file, options, ours, reference};
+use common::{Contents, PROFILES, file, options, ours, reference};
 use safeshard_core::{Code, Error, Header, HeaderOptions, Kind, Limits, Prefix, Profile, Result};
 
 /// A zero dimension behind an overflow: empty for us wherever the zero stands, an error for the
@@ -190,7 +190,7 @@ fn a_header_parses_without_the_file_and_in_two_steps() {
         Code::NotSafetensors,
     ];
     for vector in vectors() {
-        for profile in [Profile::Strict, Profile::Default, Profile::Reference] {
+        for profile in PROFILES {
             let options = options(profile);
             let whole = vector.parse(profile);
             let code = whole.as_ref().err().map(Error::code);

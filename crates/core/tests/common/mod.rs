@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::panic;
 
-use safeshard_core::{Header, HeaderOptions, Limits, Profile, Result};
+use safeshard_core::{Code, Header, HeaderOptions, Limits, Profile, Result};
 use safetensors::SafeTensors;
+
+pub(crate) const PROFILES: [Profile; 3] = [Profile::Strict, Profile::Default, Profile::Reference];
 
 /// What a reader found in a file.
 #[derive(Debug, PartialEq, Eq)]
@@ -76,6 +78,31 @@ pub(crate) fn reference(file: &[u8]) -> Option<Contents> {
         tensors: sorted(tensors),
         metadata: metadata.metadata().clone().into_iter().flatten().collect(),
     })
+}
+
+/// Checks what holds between the profiles and the reference for any bytes.
+pub(crate) fn same_verdict(file: &[u8]) {
+    let theirs = reference(file);
+    let [strict, default, as_reference] = PROFILES.map(|profile| ours(file, profile));
+    let shown = || String::from_utf8_lossy(file).into_owned();
+    assert_eq!(as_reference.as_ref().ok(), theirs.as_ref(), "{}", shown());
+    if let Ok(strict) = &strict {
+        assert_eq!(default.as_ref().ok(), Some(strict), "{}", shown());
+    }
+    match (&default, &as_reference) {
+        (Ok(default), Ok(as_reference)) => assert_eq!(default, as_reference, "{}", shown()),
+        // The one exception: a zero behind an overflow.
+        (Ok(default), Err(error)) => {
+            assert_eq!(error.code(), Code::ShapeOverflow, "{}", shown());
+            assert!(
+                default
+                    .tensors
+                    .iter()
+                    .any(|tensor| tensor.shape.contains(&0))
+            );
+        }
+        (Err(_), _) => {}
+    }
 }
 
 /// A file with this JSON and so many bytes of data.
