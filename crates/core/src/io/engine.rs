@@ -124,10 +124,9 @@ impl<D> Job<'_, D> {
             .cast
             .map(|cast| (cast.from().size(), cast.to().size(), cast.expansion()))
         {
-            // What a source claims to hold may be more than memory can.
-            Some((Some(from), Some(to), expansion)) => {
-                (bytes / from).saturating_mul(to * expansion)
-            }
+            // Cannot overflow: a header counts a tensor's bits in 64, and no cast makes more than 8
+            // bytes of one.
+            Some((Some(from), Some(to), expansion)) => bytes / from * to * expansion,
             _ => bytes,
         }
     }
