@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::time::Instant;
 
 use rstest::rstest;
-use safeshard_core::{Checkpoint, CheckpointKind, Code, Limits, OpenOptions, Prefer};
+use safeshard_core::{Checkpoint, CheckpointKind, Code, Error, Limits, OpenOptions, Prefer};
 use serde_json::{Value, json};
 use support::{FIRST, Folder, INDEX, SECOND, by_hand, bytes_of, healthy, refused, warnings};
 
@@ -83,7 +83,7 @@ fn swapped_shards() {
     fs::rename(folder.join("x"), folder.join(SECOND)).unwrap();
     let error = folder.refused(Code::SeveralProblems);
     assert_eq!(error.path(), Some(&*folder.join(INDEX)));
-    let tensors: Vec<_> = error.problems().iter().map(|p| p.tensor()).collect();
+    let tensors: Vec<_> = error.problems().iter().map(Error::tensor).collect();
     assert_eq!(tensors, ["a", "b", "c", "d"].map(Some));
     for problem in error.problems() {
         assert_eq!(problem.code(), Code::TensorNotInShard);
