@@ -197,8 +197,8 @@ fn a_shard_replaced_while_its_descriptor_was_given_up_is_never_read() {
         fs::rename(folder.join("new"), folder.join(shard)).unwrap();
     }
     let mut changed = 0;
-    for _ in 0..3 {
-        for i in 0..MANY {
+    for i in 0..MANY {
+        for _ in 0..2 {
             match checkpoint.read(&shard_of(i).0) {
                 Ok(bytes) => assert_eq!(bytes, [i; 3]),
                 Err(error) => {
@@ -209,7 +209,7 @@ fn a_shard_replaced_while_its_descriptor_was_given_up_is_never_read() {
             }
         }
     }
-    assert!(changed >= 3 * (u32::from(MANY) - 24), "{changed}");
+    assert!(changed >= 2 * (u32::from(MANY) - 24), "{changed}");
 }
 
 #[test]
