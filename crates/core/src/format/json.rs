@@ -89,6 +89,46 @@ impl<'a> Cursor<'a> {
         Err(self.unexpected(format_args!("`{}`", char::from(byte))))
     }
 
+    /// Takes `text` if exactly that comes next.
+    #[inline]
+    pub(crate) fn take_text(&mut self, text: &str) -> Option<()> {
+        let rest = self.text.as_bytes().get(self.at..)?;
+        let taken = rest.starts_with(text.as_bytes());
+        self.at += if taken { text.len() } else { 0 };
+        taken.then_some(())
+    }
+
+    /// Takes the letters, digits and underscores that come next.
+    #[inline]
+    pub(crate) fn take_word(&mut self) -> &'a str {
+        let start = self.at;
+        while self
+            .byte()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
+            self.at += 1;
+        }
+        self.since(start)
+    }
+
+    /// Takes an unsigned integer of at most 19 digits, which cannot overflow, if one comes next.
+    #[inline]
+    pub(crate) fn take_digits(&mut self) -> Option<u64> {
+        const MOST: usize = 19;
+        let start = self.at;
+        let mut value = 0;
+        while let Some(digit @ b'0'..=b'9') = self.byte() {
+            if self.at - start == MOST {
+                return None;
+            }
+            value = value * 10 + u64::from(digit - b'0');
+            self.at += 1;
+        }
+        let bytes = self.text.as_bytes();
+        let leading_zero = self.at - start > 1 && bytes.get(start) == Some(&b'0');
+        (self.at > start && !leading_zero).then_some(value)
+    }
+
     /// The next key of an object and the byte of its opening quote, or `None` at the object's end.
     /// The brace was taken before the first call.
     pub(crate) fn next_key(&mut self, first: &mut bool) -> Result<Option<(Cow<'a, str>, u64)>> {

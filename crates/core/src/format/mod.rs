@@ -1,5 +1,6 @@
 //! Bytes and numbers only: no files, no threads.
 
+mod counts;
 pub(crate) mod dtype;
 pub(crate) mod header;
 pub(crate) mod json;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::counts::Counts;
 use super::header::{
     Entry, Header, HeaderOptions, MetadataEntry, NameTable, Profile, UnknownDtype,
 };
@@ -49,9 +50,11 @@ impl<'a> Parser<'a> {
             Profile::Strict | Profile::Default => Repeats::Refuse,
             Profile::Reference => Repeats::Allow,
         };
-        // Sized once: growing would take three times the memory at the worst moment.
-        let counts = Counts::new(&cursor);
+        let counts = Counts::new(json);
         let entries = counts.objects.min(json.len() / SHORTEST_ENTRY);
+        // An entry has four colons, and three commas besides those of its shape; a pair of metadata
+        // has one of each.
+        let dims = (counts.commas + counts.objects).saturating_sub(counts.colons);
         // What entries and names leave of nearly twice the header's length, because a dimension of
         // two bytes (`1,`) takes eight.
         let most = json.len() * 2 - json.len() / 8;
@@ -62,7 +65,7 @@ impl<'a> Parser<'a> {
             json: cursor,
             header_len: json.len(),
             text: String::with_capacity(counts.text),
-            dims: Vec::with_capacity(counts.numbers.min(max_dims)),
+            dims: Vec::with_capacity(dims.min(max_dims)),
             max_dims,
             entries: Vec::with_capacity(entries),
             metadata: None,
@@ -201,9 +204,32 @@ impl<'a> Parser<'a> {
             })
             .map_err(|error| error.at_offset(offset))?;
         let mut fields = Fields::new(self.dims.len());
-        self.fields(&mut fields)
+        let parsed = match self.usual_fields(&mut fields) {
+            Some(()) => Ok(()),
+            None => self.fields(&mut fields),
+        };
+        parsed
             .and_then(|()| self.finish_entry(name, offset, fields))
             .map_err(|error| error.in_tensor(name).at_offset(offset))
+    }
+
+    /// An entry exactly as the reference writes it, as nearly all are: comparing with what is
+    /// expected is faster than finding out what is there. Whatever else it is, a mistake included,
+    /// is left to [`Parser::fields`], and nothing has changed.
+    fn usual_fields(&mut self, fields: &mut Fields<'a>) -> Option<()> {
+        const USUAL_RANK: usize = 8;
+        let rank = USUAL_RANK.min(self.options.limits.rank as usize);
+        let most = self.max_dims.min(self.dims.len() + rank);
+        let mut json = self.json.clone();
+        let usual = usual_entry(&mut json, &mut self.dims, most, fields);
+        match usual {
+            Some(()) => self.json = json,
+            None => {
+                self.dims.truncate(fields.dims_start);
+                *fields = Fields::new(fields.dims_start);
+            }
+        }
+        usual
     }
 
     fn fields(&mut self, fields: &mut Fields<'a>) -> Result<()> {
@@ -451,38 +477,6 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// What a JSON text holds, counted without checking it.
-#[derive(Default)]
-struct Counts {
-    objects: usize,
-    /// In arrays that hold no arrays.
-    numbers: usize,
-    /// Bytes in strings.
-    text: usize,
-}
-
-impl Counts {
-    fn new(json: &Cursor<'_>) -> Self {
-        let mut counts = Self::default();
-        let mut outside = 0;
-        let mut in_array = false;
-        for byte in json.outside_strings() {
-            outside += 1;
-            match byte {
-                // The closing quote is no text, either.
-                b'"' => outside += 1,
-                b'{' => counts.objects += 1,
-                b'[' | b']' => in_array = byte == b'[',
-                _ => {}
-            }
-            counts.numbers += usize::from(byte == b'[' || (in_array && byte == b','));
-        }
-        // A string that does not end lacks its closing quote.
-        counts.text = json.rest().len().saturating_sub(outside);
-        counts
-    }
-}
-
 #[derive(Clone, Copy)]
 enum Field {
     Dtype,
@@ -518,6 +512,31 @@ impl Fields<'_> {
             data_offsets: None,
         }
     }
+}
+
+/// Reads `{"dtype":"…","shape":[…],"data_offsets":[…,…]}` if that is what comes next, to the byte.
+fn usual_entry<'a>(
+    json: &mut Cursor<'a>,
+    dims: &mut Vec<u64>,
+    most_dims: usize,
+    fields: &mut Fields<'a>,
+) -> Option<()> {
+    json.take_text("{\"dtype\":\"")?;
+    let offset = json.offset() - 1;
+    fields.dtype = Some((Cow::Borrowed(json.take_word()), offset));
+    json.take_text("\",\"shape\":[")?;
+    while json.take_text("]").is_none() {
+        if dims.len() > fields.dims_start {
+            json.take_text(",")?;
+        }
+        dims.push(json.take_digits().filter(|_| dims.len() < most_dims)?);
+    }
+    fields.rank = Some((dims.len() - fields.dims_start) as u16);
+    json.take_text(",\"data_offsets\":[")?;
+    let start = json.take_digits()?;
+    json.take_text(",")?;
+    fields.data_offsets = Some((start, json.take_digits()?));
+    json.take_text("]}")
 }
 
 fn name_at<'t>(entries: &[Entry], text: &'t str, position: usize) -> &'t str {
