@@ -63,6 +63,15 @@ pub fn support(dtype: Dtype) -> Support {
     }
 }
 
+/// As [`support`], for variables: candle has none of dtypes that it computes nothing with.
+pub(crate) fn var_support(dtype: Dtype) -> Support {
+    match dtype {
+        Dtype::F8E8M0 => Support::Widen(Dtype::Bf16),
+        Dtype::F4 | Dtype::F6E2M3 | Dtype::F6E3M2 => Support::Never,
+        _ => support(dtype),
+    }
+}
+
 /// Everything that is floating point in candle's `dtype`, everything else as stored; as
 /// [`LoadOptions::floats_as`]. A dtype that only a later candle has changes nothing.
 ///

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use safeshard_core::{LoadOptions, LoadReport, Planned, Result, TypedVec};
+use safeshard_core::{Dtype, LoadOptions, LoadReport, Planned, Result, Support, TypedVec};
 
+use crate::Weights;
 use crate::progress::Meter;
-use crate::{Weights, support};
 
 /// Memory of the host through which tensors for other devices pass at a time.
 const HOST_BYTES: u64 = 64 << 20;
@@ -147,6 +147,7 @@ pub fn var_builder(
 pub(crate) fn load_all<T: Clone>(
     weights: &Weights,
     device: &Device,
+    support: impl Fn(Dtype) -> Support,
     make: impl Fn(&Planned, TypedVec, &Device) -> Result<T>,
 ) -> Result<(HashMap<String, T>, LoadReport)> {
     // For the CPU the elements that are read are the tensors: they are wanted all at once.
@@ -155,13 +156,14 @@ pub(crate) fn load_all<T: Clone>(
     } else {
         HOST_BYTES
     };
-    load_in_batches(weights, device, most, make)
+    load_in_batches(weights, device, most, support, make)
 }
 
 fn load_in_batches<T: Clone>(
     weights: &Weights,
     device: &Device,
     most: u64,
+    support: impl Fn(Dtype) -> Support,
     make: impl Fn(&Planned, TypedVec, &Device) -> Result<T>,
 ) -> Result<(HashMap<String, T>, LoadReport)> {
     let mut plan = weights.checkpoint().plan(weights.options(), support)?;
@@ -215,6 +217,7 @@ fn batches(mut tensors: &[Planned], most: u64) -> impl Iterator<Item = &[Planned
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::support;
     use crate::tensor::tensor;
     use candle_core::Tensor;
     use std::sync::{Arc, Mutex};
@@ -238,7 +241,8 @@ mod tests {
         let weights = Weights::open_with(&path, &options).unwrap();
         for most in [0, 12, 100, 1 << 20] {
             calls.lock().unwrap().clear();
-            let (loaded, report) = load_in_batches(&weights, &Device::Cpu, most, tensor).unwrap();
+            let (loaded, report) =
+                load_in_batches(&weights, &Device::Cpu, most, support, tensor).unwrap();
             assert_eq!(report.loaded.len(), 10);
             for i in 0..10_usize {
                 let expected = vec![i as f32; i * 3];

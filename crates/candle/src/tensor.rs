@@ -14,7 +14,7 @@ pub(crate) fn tensor(planned: &Planned, elements: TypedVec, device: &Device) -> 
         .map_err(|error| framework(planned, &error))
 }
 
-/// As [`tensor`], for a variable: only candle's dtypes without arithmetic are copied once more.
+/// As [`tensor`], for a variable.
 pub(crate) fn var(planned: &Planned, elements: TypedVec, device: &Device) -> Result<Var> {
     let dims = shape(planned)?;
     let var = match storage(planned, elements)? {
@@ -28,9 +28,7 @@ pub(crate) fn var(planned: &Planned, elements: TypedVec, device: &Device) -> Res
         CpuStorage::F32(vec) => Var::from_vec(vec, dims, device),
         CpuStorage::F64(vec) => Var::from_vec(vec, dims, device),
         CpuStorage::F8E4M3(vec) => Var::from_vec(vec, dims, device),
-        other => Tensor::from((Storage::Cpu(other), dims))
-            .to_device(device)
-            .and_then(|tensor| Var::from_tensor(&tensor)),
+        _ => return Err(unsupported(planned)),
     };
     var.map_err(|error| framework(planned, &error))
 }
@@ -54,10 +52,7 @@ fn storage(planned: &Planned, elements: TypedVec) -> Result<CpuStorage> {
         (Dtype::F32, TypedVec::F32(vec)) => CpuStorage::F32(vec),
         (Dtype::F64, TypedVec::F64(vec)) => CpuStorage::F64(vec),
         (Dtype::I64, TypedVec::I64(vec)) => CpuStorage::I64(vec),
-        (dtype, _) => {
-            let error = Error::new(Code::UnsupportedDtype).in_tensor(&planned.name);
-            return Err(error.found(dtype));
-        }
+        _ => return Err(unsupported(planned)),
     })
 }
 
@@ -66,11 +61,23 @@ fn shape(planned: &Planned) -> Result<Vec<usize>> {
     dims.map_err(|_| Error::new(Code::ShapeOverflow).in_tensor(&planned.name))
 }
 
+fn unsupported(planned: &Planned) -> Error {
+    let error = Error::new(Code::UnsupportedDtype).in_tensor(&planned.name);
+    error.found(planned.dtype)
+}
+
 /// What candle refused.
 pub(crate) fn framework(planned: &Planned, error: &candle_core::Error) -> Error {
-    Error::new(Code::Framework)
-        .in_tensor(&planned.name)
-        .found(error)
+    let candle_core::Error::WithBacktrace { inner, .. } = error else {
+        let refused = Error::new(Code::Framework).in_tensor(&planned.name);
+        return refused.found(error);
+    };
+    framework(planned, inner)
+}
+
+/// Our error where candle wants one of its own: the same message, without a backtrace.
+pub(crate) fn into_candle(error: Error) -> candle_core::Error {
+    candle_core::Error::Wrapped(Box::new(error))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use candle_nn::var_builder::{Backend, Shard, VarBuilderArgs};
 use safeshard_core::{Code, DimRange, Error, Result};
 
 use crate::Weights;
+use crate::tensor::into_candle;
 use crate::weights::Want;
 
 /// The backend of [`Weights::sharded_var_builder`]: `get_with_hints` takes a [`Shard`] and reads only
@@ -113,7 +114,7 @@ impl Backend for TensorParallel {
         device: &Device,
     ) -> candle_core::Result<Tensor> {
         let part = self.part(&shape, name, shard, dtype, device);
-        part.map_err(candle_core::Error::wrap)
+        part.map_err(into_candle)
     }
 
     fn get_unchecked(

@@ -9,6 +9,7 @@ use candle_nn::{Init, VarBuilder};
 use safeshard_core::{Dtype, Result};
 
 use crate::prefetch::Prefetcher;
+use crate::tensor::into_candle;
 use crate::weights::Want;
 use crate::{Weights, lock};
 
@@ -69,7 +70,7 @@ impl SimpleBackend for Backend {
         device: &Device,
     ) -> candle_core::Result<Tensor> {
         let tensor = self.tensor(Some(&shape), name, dtype, device);
-        tensor.map_err(candle_core::Error::wrap)
+        tensor.map_err(into_candle)
     }
 
     fn get_unchecked(
@@ -79,7 +80,7 @@ impl SimpleBackend for Backend {
         device: &Device,
     ) -> candle_core::Result<Tensor> {
         let tensor = self.tensor(None, name, dtype, device);
-        tensor.map_err(candle_core::Error::wrap)
+        tensor.map_err(into_candle)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {

@@ -6,7 +6,7 @@ use candle_core::{Device, Var};
 use candle_nn::VarMap;
 use safeshard_core::{Code, Error, LoadOptions, LoadReport, Planned, Result, natural_order};
 
-use crate::dtype::from_candle;
+use crate::dtype::{from_candle, var_support};
 use crate::weights::Want;
 use crate::{Weights, load, lock, tensor};
 
@@ -72,6 +72,9 @@ pub trait VarMapExt: Sized {
     /// [`load_with`](crate::load_with). Tied tensors that were stored once become one variable under
     /// both names.
     ///
+    /// candle has no variables of `F4`, `F6_E2M3`, `F6_E3M2` and `F8_E8M0`; `Unsupported::Widen` makes
+    /// `BF16` of the last.
+    ///
     /// # Errors
     /// As [`load_with`](crate::load_with).
     fn from_checkpoint(
@@ -122,7 +125,7 @@ impl VarMapExt for VarMap {
         device: &Device,
     ) -> Result<(Self, LoadReport)> {
         let weights = Weights::open_with(path, options)?;
-        let (vars, report) = load::load_all(&weights, device, tensor::var)?;
+        let (vars, report) = load::load_all(&weights, device, var_support, tensor::var)?;
         let map = Self::new();
         lock(map.data()).extend(vars);
         Ok((map, report))

@@ -139,7 +139,7 @@ impl Weights {
     /// # Errors
     /// As [`load_with`](crate::load_with).
     pub fn load(&self, device: &Device) -> Result<(HashMap<String, Tensor>, LoadReport)> {
-        load::load_all(self, device, tensor::tensor)
+        load::load_all(self, device, support, tensor::tensor)
     }
 
     /// Reads one tensor: in `dtype`, or as the options' rule says, or as it is stored. `dtype` must

@@ -1,0 +1,177 @@
+//! Files written by the reference implementation, sources that can be watched, and bytes of tensors.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use candle_core::{CpuStorage, Storage, Tensor};
+use safeshard_candle::{Checkpoint, LoadOptions, Result, Weights};
+use safeshard_core::{MemorySource, OpenOptions, ReadAt};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+/// A tensor to write.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Stored {
+    pub(crate) fn new(
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        bytes: impl Into<Vec<u8>>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+            bytes: bytes.into(),
+        }
+    }
+
+    /// Elements that differ from tensor to tensor and from place to place.
+    pub(crate) fn f32(name: &str, shape: &[usize]) -> Self {
+        let seed = name.bytes().map(f32::from).sum::<f32>();
+        let values = (0..shape.iter().product()).map(|i: usize| seed + i as f32);
+        let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
+        Self::new(name, Dtype::F32, shape, bytes)
+    }
+}
+
+/// A whole file, written by the reference.
+pub(crate) fn file(tensors: &[Stored]) -> Vec<u8> {
+    let views = tensors.iter().map(|tensor| {
+        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes);
+        (tensor.name.as_str(), view.unwrap())
+    });
+    safetensors::serialize(views, None).unwrap()
+}
+
+pub(crate) fn write(path: impl AsRef<Path>, tensors: &[Stored]) {
+    std::fs::write(path, file(tensors)).unwrap();
+}
+
+/// An index and its shards.
+pub(crate) fn write_shards(folder: &Path, shards: &[&[Stored]]) {
+    let mut map = BTreeMap::new();
+    for (i, shard) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        write(folder.join(&name), shard);
+        map.extend(
+            shard
+                .iter()
+                .map(|tensor| (tensor.name.clone(), name.clone())),
+        );
+    }
+    write_index(folder, &map);
+}
+
+pub(crate) fn write_index(folder: &Path, map: &BTreeMap<String, String>) {
+    let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+    let path = folder.join("model.safetensors.index.json");
+    std::fs::write(path, index.to_string()).unwrap();
+}
+
+/// The bytes of a contiguous CPU tensor, as a file would hold them.
+pub(crate) fn bytes(tensor: &Tensor) -> Vec<u8> {
+    fn le<T: Copy, const N: usize>(elements: &[T], bytes: fn(T) -> [u8; N]) -> Vec<u8> {
+        elements.iter().copied().flat_map(bytes).collect()
+    }
+    let (storage, layout) = tensor.storage_and_layout();
+    assert!(layout.is_contiguous() && layout.start_offset() == 0);
+    let Storage::Cpu(storage) = &*storage else {
+        panic!("not on the CPU");
+    };
+    match storage {
+        CpuStorage::U8(v)
+        | CpuStorage::F4(v)
+        | CpuStorage::F6E2M3(v)
+        | CpuStorage::F6E3M2(v)
+        | CpuStorage::F8E8M0(v) => v.clone(),
+        CpuStorage::F8E4M3(v) => v.iter().map(float8::F8E4M3::to_bits).collect(),
+        CpuStorage::I16(v) => le(v, i16::to_le_bytes),
+        CpuStorage::BF16(v) => le(v, half::bf16::to_le_bytes),
+        CpuStorage::F16(v) => le(v, half::f16::to_le_bytes),
+        CpuStorage::U32(v) => le(v, u32::to_le_bytes),
+        CpuStorage::I32(v) => le(v, i32::to_le_bytes),
+        CpuStorage::F32(v) => le(v, f32::to_le_bytes),
+        CpuStorage::I64(v) => le(v, i64::to_le_bytes),
+        CpuStorage::F64(v) => le(v, f64::to_le_bytes),
+    }
+}
+
+/// Whether two tensors are the same memory.
+pub(crate) fn same_memory(a: &Tensor, b: &Tensor) -> bool {
+    let (a, _) = a.storage_and_layout();
+    let (b, _) = b.storage_and_layout();
+    std::ptr::eq(&*a, &*b)
+}
+
+/// Called before each read, with the bytes of the file that are wanted.
+pub(crate) type Hook = Arc<dyn Fn(&Range<u64>) -> Result<()> + Send + Sync>;
+
+/// A file in memory whose reads are counted and may be tampered with.
+pub(crate) struct Probe {
+    source: MemorySource,
+    reads: Mutex<Vec<Range<u64>>>,
+    hook: Mutex<Hook>,
+}
+
+impl Probe {
+    pub(crate) fn new(tensors: &[Stored]) -> Arc<Self> {
+        Arc::new(Self {
+            source: MemorySource::new(file(tensors)),
+            reads: Mutex::default(),
+            hook: Mutex::new(Arc::new(|_| Ok(()))),
+        })
+    }
+
+    pub(crate) fn weights(self: &Arc<Self>, options: &LoadOptions) -> Weights {
+        let source: Arc<dyn ReadAt> = Arc::clone(self) as _;
+        let sources = vec![("model.safetensors".to_owned(), source)];
+        let checkpoint = Checkpoint::from_sources(sources, &OpenOptions::default()).unwrap();
+        self.reads.lock().unwrap().clear();
+        Weights::from_checkpoint(checkpoint, options).unwrap()
+    }
+
+    pub(crate) fn set_hook(
+        &self,
+        hook: impl Fn(&Range<u64>) -> Result<()> + Send + Sync + 'static,
+    ) {
+        *self.hook.lock().unwrap() = Arc::new(hook);
+    }
+
+    /// Bytes that were read since the checkpoint was opened.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        let reads = self.reads.lock().unwrap();
+        reads.iter().map(|read| read.end - read.start).sum()
+    }
+}
+
+impl ReadAt for Probe {
+    fn len(&self) -> u64 {
+        self.source.len()
+    }
+
+    fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+        let range = offset..offset + buf.len() as u64;
+        self.reads.lock().unwrap().push(range.clone());
+        let hook = Arc::clone(&self.hook.lock().unwrap());
+        hook(&range)?;
+        self.source.read_at(offset, buf)
+    }
+}
+
+impl fmt::Debug for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Probe")
+    }
+}
