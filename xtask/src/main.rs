@@ -4,6 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+mod bench;
 mod ci;
 mod setup;
 mod test;
@@ -15,6 +16,7 @@ usage: cargo xtask COMMAND
   fixtures          let the oracles write target/fixtures/
   test [--] [ARGS]  setup, fixtures, then cargo test ARGS
   lint              formatting, clippy, documentation, licences
+  bench [ARGS]      compare with the other loaders; --help lists the jobs
   ci                test, lint, and the quick start";
 
 type Result<T = (), E = String> = std::result::Result<T, E>;
@@ -36,6 +38,7 @@ fn run(args: &[String]) -> Result {
         ["setup"] => setup::python(&tree).map(drop),
         ["fixtures"] => setup::fixtures(&tree).map(drop),
         ["test", "--", rest @ ..] | ["test", rest @ ..] => test::run(&tree, rest),
+        ["bench", rest @ ..] => bench::run(&tree, rest),
         ["lint"] => ci::lint(&tree),
         ["ci"] => ci::run(&tree),
         ["help" | "--help" | "-h"] => {

@@ -1,0 +1,151 @@
+//! Instructions that the work per tensor takes: the same on every run, so a check can hold them.
+//!
+//! Counted by callgrind, only inside [`counted`], on one thread, and compared with
+//! `instructions.json`.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use candle_core::Device;
+use safeshard::candle::load_with;
+use safeshard::{Checkpoint, Header, HeaderOptions, LoadOptions, ReadOptions};
+
+use crate::data::Dataset;
+use crate::{Folders, Result};
+
+/// A count may grow by this part; hash seeds and compilers move it a little.
+const TOLERANCE: f64 = 0.05;
+
+const TENSORS: u64 = 10_000;
+
+type Routine = fn(&Path) -> Result;
+
+/// Name, and what is counted: each works on a file of [`TENSORS`] small tensors.
+const ROUTINES: [(&str, Routine); 3] = [
+    ("parse the header", parse),
+    ("open and list", open),
+    ("load into candle", load),
+];
+
+/// Instructions a tensor, by routine.
+type Counts = BTreeMap<String, u64>;
+
+/// Fails where a routine takes more than was recorded.
+pub(crate) fn compare(folders: &Folders) -> Result {
+    let recorded: Counts = serde_json::from_str(&fs::read_to_string(record(folders))?)?;
+    let mut grown = Vec::new();
+    for (name, count) in measure(folders)? {
+        let before = recorded
+            .get(&name)
+            .copied()
+            .ok_or(format!("{name}: not recorded"))?;
+        let growth = count as f64 / before as f64 - 1.0;
+        println!(
+            "{name:20} {count:6} instructions a tensor, recorded {before} ({:+.1}%)",
+            growth * 100.0
+        );
+        if growth > TOLERANCE {
+            grown.push(name);
+        }
+    }
+    match grown.as_slice() {
+        [] => Ok(()),
+        grown => Err(format!(
+            "takes more instructions than recorded: {}; `--accept` records that this is meant",
+            grown.join(", ")
+        )
+        .into()),
+    }
+}
+
+/// Records the counts of today.
+pub(crate) fn accept(folders: &Folders) -> Result {
+    let counts = measure(folders)?;
+    let text = serde_json::to_string_pretty(&counts)?;
+    println!("{text}");
+    fs::write(record(folders), text + "\n")?;
+    Ok(())
+}
+
+/// Runs one routine; what callgrind watches.
+pub(crate) fn count(folders: &Folders, name: &str) -> Result {
+    let routine = ROUTINES.iter().find(|(routine, _)| *routine == name);
+    let (_, routine) = routine.ok_or("no such routine")?;
+    routine(&Dataset::Header10k.path(&folders.data()))
+}
+
+fn measure(folders: &Folders) -> Result<Counts> {
+    Dataset::Header10k.make(&folders.data())?;
+    let mut counts = Counts::new();
+    for (name, _) in ROUTINES {
+        counts.insert(name.to_owned(), callgrind(folders, name)? / TENSORS);
+    }
+    Ok(counts)
+}
+
+fn callgrind(folders: &Folders, name: &str) -> Result<u64> {
+    let out = folders.work.join("callgrind.out");
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--tool=callgrind", "--quiet", "--collect-atstart=no"]);
+    valgrind.arg(format!("--toggle-collect={}::counted*", module_path!()));
+    valgrind.arg(format!("--callgrind-out-file={}", out.display()));
+    valgrind.arg(env::current_exe()?).args(["count", name]);
+    let output = valgrind
+        .output()
+        .map_err(|why| format!("valgrind did not start: {why}"))?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    let text = fs::read_to_string(out)?;
+    let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    match total.ok_or("callgrind gave no total")?.parse()? {
+        0 => Err("callgrind did not see the counted function".into()),
+        count => Ok(count),
+    }
+}
+
+fn record(folders: &Folders) -> std::path::PathBuf {
+    folders.package.join("instructions.json")
+}
+
+/// The function whose instructions count, with those of all it calls.
+#[inline(never)]
+fn counted(work: &mut dyn FnMut() -> Result) -> Result {
+    work()
+}
+
+fn parse(path: &Path) -> Result {
+    let file = fs::read(path)?;
+    counted(&mut || {
+        let header = Header::parse(&file, Some(file.len() as u64), &HeaderOptions::default())?;
+        expect(header.len())
+    })
+}
+
+fn open(path: &Path) -> Result {
+    counted(&mut || expect(Checkpoint::open(path)?.names().len()))
+}
+
+fn load(path: &Path) -> Result {
+    let options = LoadOptions {
+        read: ReadOptions {
+            threads: std::num::NonZero::new(1),
+            ..ReadOptions::default()
+        },
+        ..LoadOptions::default()
+    };
+    counted(&mut || {
+        let (tensors, _report) = load_with(path, &Device::Cpu, &options)?;
+        expect(tensors.len())
+    })
+}
+
+fn expect(tensors: usize) -> Result {
+    match tensors as u64 {
+        TENSORS => Ok(()),
+        found => Err(format!("{found} tensors instead of {TENSORS}").into()),
+    }
+}

@@ -1,0 +1,22 @@
+//! Comparisons with the other loaders; see `benches/`.
+
+use crate::{Result, Tree, setup, step};
+
+/// Builds the benchmark and passes everything on to it. Where it will measure, it gets the Python of
+/// the oracles, which are rivals too.
+pub(crate) fn run(tree: &Tree, args: &[&str]) -> Result {
+    let measures = !args
+        .iter()
+        .any(|arg| ["--help", "-h", "--report", "--instructions"].contains(arg));
+    let python = if measures {
+        Some(setup::python(tree)?)
+    } else {
+        None
+    };
+    let mut bench = tree.cargo(&["run", "--release", "--package", "safeshard-bench", "--"]);
+    bench.args(args);
+    if let Some(python) = python {
+        bench.arg("--python").arg(python);
+    }
+    step("benchmark", &mut bench)
+}
