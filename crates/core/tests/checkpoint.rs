@@ -230,3 +230,44 @@ fn a_checkpoint_is_shared_between_threads() {
     });
     assert_eq!(plan.unwrap().tensors.len(), 4);
 }
+
+// ---- a part of the shards
+
+fn only(names: &[&str]) -> OpenOptions {
+    OpenOptions {
+        only: Some(names.iter().map(|&name| name.to_owned()).collect()),
+        ..OpenOptions::default()
+    }
+}
+
+#[test]
+fn only_the_shards_of_the_named_tensors_are_opened() {
+    let folder = healthy();
+    // What is not opened may be anything.
+    folder.write(SECOND, b"not a shard");
+    refused(folder.open(), Code::HeaderTooLarge);
+    let checkpoint = folder.open_with(&only(&["b"])).unwrap();
+    assert_eq!(checkpoint.names(), ["a", "b"]);
+    assert_eq!(checkpoint.read("b").unwrap(), [3]);
+    assert_eq!(warnings(&checkpoint), []);
+    refused(checkpoint.read("c"), Code::TensorMissing);
+    refused(folder.open_with(&only(&["b", "c"])), Code::HeaderTooLarge);
+}
+
+#[test]
+fn a_part_of_the_shards_serves_aliases_and_takes_no_tensor_for_one() {
+    let folder = tied_shards();
+    std::fs::remove_file(folder.join(SECOND)).unwrap();
+    let checkpoint = folder.open_with(&only(&["head.weight"])).unwrap();
+    assert_eq!(checkpoint.read("head.weight").unwrap(), [1, 2]);
+    // `norm` is a tensor of the shard that was not opened, though metadata says otherwise.
+    refused(checkpoint.read("norm"), Code::TensorMissing);
+}
+
+#[test]
+fn for_an_unknown_name_all_shards_are_opened_to_say_which_was_meant() {
+    let folder = healthy();
+    let checkpoint = folder.open_with(&only(&["weight"])).unwrap();
+    assert_eq!(checkpoint.names(), ["a", "b", "c", "d"]);
+    refused(checkpoint.read("weight"), Code::TensorMissing);
+}

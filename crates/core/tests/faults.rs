@@ -23,18 +23,16 @@ fn folder() -> Folder {
     folder
 }
 
-/// Runs `test` in a process of its own with this fault, which must have struck; with paths, only
-/// calls that concern these files are hit.
+/// Runs the test that calls this as a [`support::child`] with this fault, which must have struck;
+/// with paths, only calls that concern these files are hit.
 #[track_caller]
-fn inject(fault: &str, paths: &[&Path], test: &str, folder: &Folder) {
+fn inject(fault: &str, paths: &[&Path], folder: &Folder) {
     let works = Command::new("strace")
         .args(["-f", "-o", "/dev/null", "true"])
         .output();
     if !works.is_ok_and(|output| output.status.success()) {
         if env::var_os("SAFESHARD_SKIP_STRACE").is_some_and(|value| value == "1") {
-            eprintln!(
-                "WARNING: {test} DID NOT RUN: strace cannot trace here, and it may be skipped"
-            );
+            eprintln!("WARNING: NOT TESTED: {fault}: strace cannot trace here, and may be skipped");
             return;
         }
         panic!("strace is missing or may not trace; SAFESHARD_SKIP_STRACE=1 skips this test");
@@ -45,7 +43,7 @@ fn inject(fault: &str, paths: &[&Path], test: &str, folder: &Folder) {
     for path in paths {
         words.extend(["-P", path.to_str().unwrap()]);
     }
-    support::child(&words, test, folder.path());
+    support::child(&words, folder.path());
     let log = fs::read_to_string(log).unwrap();
     assert!(
         log.contains("(INJECTED"),
@@ -55,6 +53,9 @@ fn inject(fault: &str, paths: &[&Path], test: &str, folder: &Folder) {
 
 #[test]
 fn interrupted_reads_are_made_again() {
+    if let Some(folder) = support::child_folder() {
+        return reads_it_all(&folder);
+    }
     let folder = folder();
     let files = [
         folder.join(FIRST),
@@ -62,34 +63,40 @@ fn interrupted_reads_are_made_again() {
         folder.join(support::INDEX),
     ];
     let paths: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
-    inject(
-        "pread64:error=EINTR:when=1+2",
-        &paths,
-        "child_reads_it_all",
-        &folder,
-    );
+    inject("pread64:error=EINTR:when=1+2", &paths, &folder);
 }
 
 #[test]
 fn short_reads_are_continued() {
+    if let Some(folder) = support::child_folder() {
+        return reads_it_all(&folder);
+    }
     let folder = folder();
     // The second read of the file is that of `a`; three of its ten bytes arrive.
     let fault = r"pread64:retval=3:poke_exit=@arg2=616263:when=2";
-    inject(fault, &[&folder.join(FIRST)], "child_reads_it_all", &folder);
+    inject(fault, &[&folder.join(FIRST)], &folder);
 }
 
 #[test]
 fn huge_pages_that_are_refused_are_done_without() {
+    if let Some(folder) = support::child_folder() {
+        return reads_it_all(&folder);
+    }
     let folder = folder();
-    inject("madvise:error=EINVAL", &[], "child_reads_it_all", &folder);
+    inject("madvise:error=EINVAL", &[], &folder);
 }
 
 #[test]
-#[ignore = "run by the tests above, in a process of its own"]
-fn child_reads_it_all() {
-    let Some(folder) = support::child_folder() else {
-        return;
-    };
+fn descriptors_that_run_out_once_are_found_again() {
+    if let Some(folder) = support::child_folder() {
+        return reads_it_all(&folder);
+    }
+    let folder = folder();
+    let second = folder.join(SECOND);
+    inject("openat:error=EMFILE:when=1", &[&second], &folder);
+}
+
+fn reads_it_all(folder: &Path) {
     let checkpoint = Checkpoint::open(folder).unwrap();
     assert_eq!(checkpoint.read("a").unwrap(), b"abcdefghij");
     assert_eq!(checkpoint.read("c").unwrap(), [4, 5, 6]);
@@ -98,23 +105,16 @@ fn child_reads_it_all() {
 
 #[test]
 fn a_medium_that_fails_while_reading_is_named() {
+    if let Some(folder) = support::child_folder() {
+        return meets_a_failing_medium(&folder);
+    }
     let folder = folder();
     let second = folder.join(SECOND);
-    inject(
-        "pread64:error=EIO:when=2",
-        &[&second],
-        "child_meets_a_failing_medium",
-        &folder,
-    );
+    inject("pread64:error=EIO:when=2", &[&second], &folder);
 }
 
-#[test]
-#[ignore = "run by the test above, in a process of its own"]
-fn child_meets_a_failing_medium() {
-    let Some(folder) = support::child_folder() else {
-        return;
-    };
-    let checkpoint = Checkpoint::open(&folder).unwrap();
+fn meets_a_failing_medium(folder: &Path) {
+    let checkpoint = Checkpoint::open(folder).unwrap();
     assert_eq!(checkpoint.read("a").unwrap(), b"abcdefghij");
     let error = support::refused(checkpoint.read("c"), Code::Io);
     assert_eq!(error.path(), Some(&*folder.join(SECOND)));
@@ -126,35 +126,18 @@ fn child_meets_a_failing_medium() {
 
 #[test]
 fn a_medium_that_fails_while_opening_is_named() {
+    if let Some(folder) = support::child_folder() {
+        return cannot_open(&folder);
+    }
     let folder = folder();
     let second = folder.join(SECOND);
-    inject(
-        "pread64:error=EIO:when=1",
-        &[&second],
-        "child_cannot_open",
-        &folder,
-    );
-    inject(
-        "openat:error=EACCES:when=1",
-        &[&second],
-        "child_cannot_open",
-        &folder,
-    );
-    inject(
-        "openat:error=EMFILE:when=1+",
-        &[&second],
-        "child_cannot_open",
-        &folder,
-    );
+    inject("pread64:error=EIO:when=1", &[&second], &folder);
+    inject("openat:error=EACCES:when=1", &[&second], &folder);
+    inject("openat:error=EMFILE:when=1+", &[&second], &folder);
 }
 
-#[test]
-#[ignore = "run by the test above, in a process of its own"]
-fn child_cannot_open() {
-    let Some(folder) = support::child_folder() else {
-        return;
-    };
-    let error = support::refused(Checkpoint::open(&folder), Code::Io);
+fn cannot_open(folder: &Path) {
+    let error = support::refused(Checkpoint::open(folder), Code::Io);
     assert_eq!(error.path(), Some(&*folder.join(SECOND)));
     assert!(error.io_error().is_some());
     assert!(
@@ -162,17 +145,5 @@ fn child_cannot_open() {
             .to_string()
             .contains("the index places 1 tensor in it: c"),
         "{error}"
-    );
-}
-
-#[test]
-fn descriptors_that_run_out_once_are_found_again() {
-    let folder = folder();
-    let second = folder.join(SECOND);
-    inject(
-        "openat:error=EMFILE:when=1",
-        &[&second],
-        "child_reads_it_all",
-        &folder,
     );
 }

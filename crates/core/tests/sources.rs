@@ -245,6 +245,9 @@ fn shards_are_opened_again_when_needed() {
 #[test]
 fn a_thousand_shards_and_a_half_with_64_descriptors() {
     const SHARDS: u64 = 1500;
+    if let Some(folder) = support::child_folder() {
+        return reads_every_shard(&folder);
+    }
     let folder = Folder::new();
     let mut map = serde_json::Map::new();
     for i in 0..SHARDS {
@@ -255,16 +258,11 @@ fn a_thousand_shards_and_a_half_with_64_descriptors() {
     }
     folder.index_json(&serde_json::json!({"metadata": {}, "weight_map": map}));
     let limit = ["sh", "-c", r#"ulimit -n 64 && exec "$0" "$@""#];
-    support::child(&limit, "child_reads_every_shard", folder.path());
+    support::child(&limit, folder.path());
 }
 
-#[test]
-#[ignore = "run by the test above, in a process of its own"]
-fn child_reads_every_shard() {
+fn reads_every_shard(folder: &Path) {
     use safeshard_core::{Dtype, Fill, ReadOptions, TypedBuffer, TypedVec};
-    let Some(folder) = support::child_folder() else {
-        return;
-    };
     let limits = fs::read_to_string("/proc/self/limits").unwrap();
     let open_files = limits
         .lines()
@@ -281,8 +279,8 @@ fn child_reads_every_shard() {
     };
     for options in [OpenOptions::default(), mapped] {
         // Two at once, and one more that was forgotten.
-        let checkpoint = Checkpoint::open_with(&folder, &options).unwrap();
-        let _other = Checkpoint::open_with(&folder, &options).unwrap();
+        let checkpoint = Checkpoint::open_with(folder, &options).unwrap();
+        let _other = Checkpoint::open_with(folder, &options).unwrap();
         let names: Vec<String> = checkpoint.names().into_iter().map(str::to_owned).collect();
         assert_eq!(names.len(), 1500);
         for threads in [1, 8, 64] {

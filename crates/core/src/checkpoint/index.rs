@@ -4,7 +4,7 @@
 //! accelerate and torch's distributed checkpoints write, and refuses what readers disagree on.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -24,6 +24,8 @@ const OPEN_AROUND: usize = 2;
 pub struct Index {
     path: PathBuf,
     metadata: Map<String, Value>,
+    /// Names of tied tensors that were stored once: `dropped -> kept`.
+    pub(crate) aliases: BTreeMap<String, String>,
     pub(crate) shards: Vec<ShardName>,
     /// Positions in `shards`; the checkpoint takes it.
     pub(crate) weight_map: HashMap<String, u32>,
@@ -96,13 +98,45 @@ impl Index {
             let keys = sample(parser.extra_keys.iter().map(|key| &**key));
             warn(Error::new(Code::IndexExtraKey).found(keys));
         }
+        // What names a tensor says nothing of another one.
+        let alias = |(dropped, kept): (&String, &Value)| {
+            let kept = kept.as_str()?;
+            let is_alias = weight_map.contains_key(kept) && !weight_map.contains_key(dropped);
+            is_alias.then(|| (dropped.clone(), kept.to_owned()))
+        };
         Ok(Self {
             path: path.to_path_buf(),
+            aliases: metadata.iter().filter_map(alias).collect(),
             metadata,
             shards: parser.shards.names,
             weight_map,
             warnings,
         })
+    }
+
+    /// Keeps only the shards that hold these tensors; all of them if one of the names is unknown,
+    /// so that it can be said which one may have been meant.
+    pub(crate) fn keep_shards_of(&mut self, tensors: &[String]) {
+        let shard = |name: &String| {
+            let stored = self.aliases.get(name).unwrap_or(name);
+            self.weight_map.get(stored).copied()
+        };
+        let Some(kept) = tensors.iter().map(shard).collect::<Option<BTreeSet<_>>>() else {
+            return;
+        };
+        let positions: HashMap<_, _> = kept.iter().copied().zip(0..).collect();
+        self.weight_map
+            .retain(|_, shard| match positions.get(shard) {
+                Some(&position) => {
+                    *shard = position;
+                    true
+                }
+                None => false,
+            });
+        let names = kept
+            .iter()
+            .filter_map(|&shard| self.shards.get(shard as usize));
+        self.shards = names.cloned().collect();
     }
 
     /// Where the index is, as it was given.
@@ -116,7 +150,7 @@ impl Index {
         &self.metadata
     }
 
-    /// The shards' names.
+    /// The names of the shards that were opened.
     pub fn shards(&self) -> impl ExactSizeIterator<Item = &str> {
         self.shards.iter().map(ShardName::as_str)
     }

@@ -444,18 +444,23 @@ impl Checkpoint {
     ///
     /// huggingface_hub writes it into the header of a single file, and into the index of shards.
     fn recorded_aliases(&self) -> BTreeMap<String, String> {
-        let is_alias = |(dropped, kept): &(&str, &str)| {
-            self.find(kept).is_some() && self.find(dropped).is_none()
-        };
-        let owned = |(dropped, kept): (&str, &str)| (dropped.to_owned(), kept.to_owned());
         match (&self.index, self.files.as_slice()) {
             (Some(index), _) => {
-                let entries = index.metadata().iter();
-                let strings =
-                    entries.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
-                strings.filter(is_alias).map(owned).collect()
+                let aliases = index.aliases.iter();
+                let served = aliases.filter(|(_, kept)| self.find(kept).is_some());
+                served
+                    .map(|(dropped, kept)| (dropped.clone(), kept.clone()))
+                    .collect()
             }
-            (None, [file]) => file.header.metadata().filter(is_alias).map(owned).collect(),
+            (None, [file]) => {
+                let is_alias = |(dropped, kept): &(&str, &str)| {
+                    file.header.position(kept).is_some() && file.header.position(dropped).is_none()
+                };
+                let aliases = file.header.metadata().filter(is_alias);
+                aliases
+                    .map(|(dropped, kept)| (dropped.to_owned(), kept.to_owned()))
+                    .collect()
+            }
             (None, _) => BTreeMap::new(),
         }
     }

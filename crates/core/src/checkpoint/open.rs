@@ -33,6 +33,10 @@ pub struct OpenOptions {
     pub unknown_dtype: UnknownDtype,
     /// How files are read.
     pub io: Io,
+    /// Of shards with an index, open only those that hold these tensors (or aliases); `None` for
+    /// all. Nothing else is checked, served or warned of, which saves a read or two a shard where
+    /// one tensor is wanted.
+    pub only: Option<Vec<String>>,
 }
 
 impl OpenOptions {
@@ -83,7 +87,9 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
         Located::Both { index, single } => opener.both(&index, &single)?,
     };
     checkpoint.path = Some(path.to_path_buf());
-    warn_of_other_files(&mut checkpoint, &listing);
+    if options.only.is_none() {
+        warn_of_other_files(&mut checkpoint, &listing);
+    }
     Ok(checkpoint)
 }
 
@@ -192,6 +198,9 @@ impl<'o> Opener<'o> {
 
     fn index(&self, mut index: Index) -> Result<Checkpoint> {
         let folder = index.path().parent().unwrap_or(Path::new("")).to_path_buf();
+        if let Some(tensors) = &self.options.only {
+            index.keep_shards_of(tensors);
+        }
         let mut tensors_of = vec![Vec::new(); index.shards.len()];
         for (tensor, &shard) in &index.weight_map {
             if let Some(tensors) = tensors_of.get_mut(shard as usize) {
@@ -216,8 +225,10 @@ impl<'o> Opener<'o> {
         let mut checkpoint =
             Checkpoint::new(CheckpointKind::Index, files, Some(owners), Some(index));
         checkpoint.warnings = warnings;
-        warn_of_unlisted_tensors(&mut checkpoint);
-        warn_of_total_size(&mut checkpoint);
+        if self.options.only.is_none() {
+            warn_of_unlisted_tensors(&mut checkpoint);
+            warn_of_total_size(&mut checkpoint);
+        }
         Ok(checkpoint)
     }
 

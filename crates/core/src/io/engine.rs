@@ -37,13 +37,17 @@ const SMALL_GAP: u64 = 8 << 10;
 /// More threads than this have not made any storage faster.
 const MAX_THREADS: usize = 8;
 
+/// How many pieces ahead the medium is told of what comes.
+const READ_AHEAD: usize = 2;
+
 /// Less than this is read before a second thread has started.
 const WORTH_A_THREAD: u64 = 1 << 20;
 
 /// How a read runs.
 #[derive(Clone, Default)]
 pub struct ReadOptions {
-    /// Reading threads; `None` means as many as there are cores, at most 8.
+    /// Reading threads; `None` means as many as there are cores, at most 8, and one where the source
+    /// [prefers one stream](crate::ReadAt::prefers_one_stream).
     pub threads: Option<NonZeroUsize>,
     /// Called after every few MiB, from the reading threads, one call at a time.
     pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
@@ -357,7 +361,7 @@ struct Queue<'j, 'o> {
     options: &'o ReadOptions,
 }
 
-impl Queue<'_, '_> {
+impl<'j> Queue<'j, '_> {
     fn run(&self) -> Result<()> {
         let threads = self.threads();
         thread::scope(|scope| {
@@ -376,20 +380,25 @@ impl Queue<'_, '_> {
 
     fn threads(&self) -> usize {
         let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let wanted = match self.options.threads {
-            Some(threads) => threads.get(),
-            None => available().min(MAX_THREADS),
+        let pieces = lock(&self.pieces);
+        // The files of a checkpoint lie on one medium.
+        let one_stream = || {
+            let first = pieces.as_slice().first();
+            first.is_some_and(|piece| piece.source.prefers_one_stream())
         };
         let useful = usize::try_from(self.total / WORTH_A_THREAD).unwrap_or(usize::MAX);
-        wanted
-            .min(useful.max(1))
-            .min(lock(&self.pieces).len().max(1))
+        let useful = useful.min(pieces.len()).max(1);
+        match self.options.threads {
+            Some(threads) => threads.get().min(useful),
+            None if useful == 1 || one_stream() => 1,
+            None => available().min(MAX_THREADS).min(useful),
+        }
     }
 
     fn work(&self) {
         let mut scratch = Scratch::default();
         while !self.stopped.load(Ordering::Relaxed) {
-            let Some(piece) = lock(&self.pieces).next() else {
+            let Some(piece) = self.next() else {
                 return;
             };
             let len = piece.len;
@@ -405,6 +414,20 @@ impl Queue<'_, '_> {
                 }
             }
         }
+    }
+
+    /// The next piece; the one after those that are being read by now is announced to its source,
+    /// which keeps a medium busy that is slower than the threads.
+    fn next(&self) -> Option<Piece<'j>> {
+        let mut pieces = lock(&self.pieces);
+        let piece = pieces.next();
+        let ahead = pieces.as_slice().get(READ_AHEAD);
+        let ahead = ahead.map(|piece| (piece.source, piece.file_offset(), piece.len));
+        drop(pieces);
+        if let Some((source, offset, len)) = ahead {
+            source.will_need(offset, len);
+        }
+        piece
     }
 
     fn report(&self, len: u64) {

@@ -40,6 +40,14 @@ pub trait ReadAt: Debug + Send + Sync {
         None
     }
 
+    /// Says that these bytes will be read soon. A hint: it may do nothing, and never fails.
+    fn will_need(&self, _offset: u64, _len: u64) {}
+
+    /// Whether one stream reads it faster than several.
+    fn prefers_one_stream(&self) -> bool {
+        false
+    }
+
     /// Says whether the bytes may have changed since the source was opened.
     ///
     /// # Errors
@@ -114,6 +122,23 @@ impl ReadAt for FileSource {
 
     fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
         pread_exact(&self.file, offset, buf).map_err(|error| error.at_path(&self.path))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn will_need(&self, offset: u64, len: u64) {
+        use rustix::fs::{Advice, fadvise};
+        if let Some(len) = std::num::NonZeroU64::new(len)
+            && is_cold(&self.file, offset)
+        {
+            let _hint_refused = fadvise(&self.file, offset, Some(len), Advice::WillNeed);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn prefers_one_stream(&self) -> bool {
+        const FUSE: u64 = 0x6573_5546;
+        // The kernel cuts a FUSE read into small requests, and those of two readers interleave.
+        rustix::fs::fstatfs(&self.file).is_ok_and(|system| system.f_type as u64 == FUSE)
     }
 
     fn check_unchanged(&self) -> Result<()> {
@@ -216,6 +241,17 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, Identity)> {
         return Err(Error::new(Code::NotRegularFile).found(describe(&metadata)));
     }
     Ok((file, Identity::of(&metadata)))
+}
+
+/// Whether the byte at `offset` would have to be fetched from the medium: asked by reading it
+/// without being willing to wait.
+#[cfg(target_os = "linux")]
+fn is_cold(file: &File, offset: u64) -> bool {
+    use rustix::io::ReadWriteFlags;
+    let mut byte = [0];
+    let mut bytes = [io::IoSliceMut::new(&mut byte)];
+    let read = rustix::io::preadv2(file, &mut bytes, offset, ReadWriteFlags::NOWAIT);
+    read == Err(Errno::AGAIN)
 }
 
 /// The error of opening a path, by cause.

@@ -8,7 +8,8 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
+use std::thread;
 
 use safeshard_core::{Checkpoint, Code, Error, OpenOptions, Result};
 use safetensors::Dtype as StDtype;
@@ -143,31 +144,27 @@ pub fn warnings(checkpoint: &Checkpoint) -> Vec<Code> {
     warnings.map(|finding| finding.problem.code()).collect()
 }
 
-/// Where the parent of [`child`] put what its child needs.
+/// Where [`child`] says which folder the child is to work on.
 const CHILD_FOLDER: &str = "SAFESHARD_TEST_FOLDER";
 
-/// In a test that [`child`] starts: the folder it was given. A run of all tests has none, and then
-/// there is nothing to test.
+/// The folder that this process was started for by [`child`]; none in the process that starts one.
 pub fn child_folder() -> Option<PathBuf> {
     env::var_os(CHILD_FOLDER).map(PathBuf::from)
 }
 
-/// Runs one ignored test of this binary in a process of its own, behind `launcher` (such as
-/// `strace -f`), with `folder` for [`child_folder`]. Its output is checked for having run.
+/// Runs the test that calls this once more, in a process of its own behind `launcher` (such as
+/// `strace -f`), where [`child_folder`] is `folder`. It must run there and pass.
 #[track_caller]
-pub fn child(launcher: &[&str], test: &str, folder: &Path) -> Output {
+pub fn child(launcher: &[&str], folder: &Path) {
     let this = env::current_exe().unwrap();
+    // The name of a test is that of its thread.
+    let thread = thread::current();
+    let test = thread.name().unwrap();
     let mut words: Vec<&OsStr> = launcher.iter().map(OsStr::new).collect();
     words.push(this.as_os_str());
     let output = Command::new(words[0])
         .args(&words[1..])
-        .args([
-            "--exact",
-            test,
-            "--ignored",
-            "--nocapture",
-            "--test-threads=1",
-        ])
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(CHILD_FOLDER, folder)
         .output()
         .unwrap();
@@ -178,5 +175,4 @@ pub fn child(launcher: &[&str], test: &str, folder: &Path) -> Output {
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
-    output
 }
