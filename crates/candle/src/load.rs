@@ -78,17 +78,18 @@ pub fn load_with(
     Weights::open_with(path, options)?.load(device)
 }
 
-/// One tensor of the checkpoint at `path`, as it is stored. For more than one, keep a [`Weights`].
+/// One tensor of the checkpoint at `path`, as it is stored. Of shards with an index, only the one that
+/// holds it is opened. For more than one tensor, keep a [`Weights`].
 ///
 /// # Errors
 /// As [`Weights::open`] and [`Weights::tensor`].
 pub fn tensor(path: impl AsRef<Path>, name: &str, device: &Device) -> Result<Tensor> {
-    Weights::open(path)?.tensor(name, None, device)
+    open_only(path, name)?.tensor(name, None, device)
 }
 
 /// Part of one tensor of the checkpoint at `path`: one range a dimension, from the first one on; the
 /// dimensions behind the last range are taken whole. Reads only the bytes of the part, and small
-/// gaps between them.
+/// gaps between them. Of shards with an index, only the one that holds the tensor is opened.
 ///
 /// # Errors
 /// As [`Weights::open`] and [`Weights::slice`].
@@ -98,7 +99,14 @@ pub fn slice(
     ranges: &[Range<usize>],
     device: &Device,
 ) -> Result<Tensor> {
-    Weights::open(path)?.slice(name, ranges, None, device)
+    open_only(path, name)?.slice(name, ranges, None, device)
+}
+
+/// As [`Weights::open`]; of shards with an index, only the one that holds the tensor.
+fn open_only(path: impl AsRef<Path>, name: &str) -> Result<Weights> {
+    let mut options = LoadOptions::default();
+    options.open.only = Some(vec![name.to_owned()]);
+    Weights::open_with(path, &options)
 }
 
 /// An ordinary candle `VarBuilder` for the checkpoint at `path`; [`Weights::var_builder`] is the same
