@@ -1,5 +1,7 @@
 //! Bounds on what a file may make us allocate.
 
+use crate::{Code, Error, Result};
+
 /// Bounds that parsing never exceeds, whatever a file says.
 ///
 /// Every allocation while opening is covered by one of these. The defaults pass every checkpoint
@@ -46,4 +48,14 @@ impl Default for Limits {
             shards: 100_000,
         }
     }
+}
+
+/// The error with this code if there is more than a limit allows.
+pub(crate) fn limit(code: Code, found: u64, limit: u64) -> Result<()> {
+    if found <= limit {
+        return Ok(());
+    }
+    Err(Error::new(code)
+        .expected(format_args!("at most {limit}"))
+        .found(found))
 }

@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 
 use super::names::sample;
 use super::shard_name::ShardName;
-use crate::format::json::{Cursor, Keys, Repeats};
+use crate::format::json::Cursor;
+use crate::format::skip::{Keys, Repeats};
 use crate::format::sniff::foreign_format;
 use crate::io::source::{FileSource, ReadAt, read_vec};
 use crate::{Code, Error, Finding, Limits, Prefix, Result};

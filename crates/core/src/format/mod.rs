@@ -2,9 +2,11 @@
 
 mod counts;
 pub(crate) mod dtype;
+mod fields;
 pub(crate) mod header;
 pub(crate) mod json;
 mod layout;
 mod parse;
+pub(crate) mod skip;
 pub(crate) mod slice;
 pub(crate) mod sniff;

@@ -1,13 +1,13 @@
 //! The one pass over a header's JSON.
 
-use std::borrow::Cow;
-
 use super::counts::Counts;
+use super::fields::{FieldReader, Fields};
 use super::header::{
     Entry, Header, HeaderOptions, MetadataEntry, NameTable, Profile, UnknownDtype,
 };
-use super::json::{Cursor, Keys, Repeats};
+use super::json::Cursor;
 use super::layout;
+use crate::limits::limit;
 use crate::{Code, Dtype, Error, Result};
 
 /// No entry of a tensor is written shorter: `"":{"dtype":"F4","shape":[],"data_offsets":[0,0]},`.
@@ -16,14 +16,8 @@ const SHORTEST_ENTRY: usize = 50;
 /// Nor is a pair of `__metadata__`: `"":"",`.
 const SHORTEST_PAIR: usize = 6;
 
-/// Containers open around a field's value: the header and the entry.
-const OPEN_IN_ENTRY: usize = 2;
-
 /// Dimensions that any header may have, however short it is.
 const FREE_DIMENSIONS: usize = 4096;
-
-/// Keys of unknown fields, and inside them, that are remembered at once to find repeated ones.
-const MAX_IGNORED_KEYS: usize = 4096;
 
 /// Builds a [`Header`] from its JSON.
 pub(super) struct Parser<'a> {
@@ -31,13 +25,10 @@ pub(super) struct Parser<'a> {
     json: Cursor<'a>,
     header_len: usize,
     text: String,
-    dims: Vec<u64>,
-    max_dims: usize,
+    fields: FieldReader<'a>,
     entries: Vec<Entry>,
     metadata: Option<Vec<MetadataEntry>>,
     metadata_bytes: u64,
-    ignored_bytes: u64,
-    ignored_keys: Keys,
 }
 
 impl<'a> Parser<'a> {
@@ -46,10 +37,6 @@ impl<'a> Parser<'a> {
             Error::new(Code::HeaderNotUtf8).at_offset(8 + error.valid_up_to() as u64)
         })?;
         let cursor = Cursor::new(text, 8, Code::JsonSyntax);
-        let repeats = match options.profile {
-            Profile::Strict | Profile::Default => Repeats::Refuse,
-            Profile::Reference => Repeats::Allow,
-        };
         let counts = Counts::new(json);
         let entries = counts.objects.min(json.len() / SHORTEST_ENTRY);
         // An entry has four colons, and three commas besides those of its shape; a pair of metadata
@@ -65,27 +52,24 @@ impl<'a> Parser<'a> {
             json: cursor,
             header_len: json.len(),
             text: String::with_capacity(counts.text),
-            dims: Vec::with_capacity(dims.min(max_dims)),
-            max_dims,
+            fields: FieldReader::new(options, dims, max_dims),
             entries: Vec::with_capacity(entries),
             metadata: None,
             metadata_bytes: 0,
-            ignored_bytes: 0,
-            ignored_keys: Keys::new(repeats, MAX_IGNORED_KEYS),
         })
     }
 
     pub(super) fn header(mut self) -> Result<Header> {
         self.document()?;
         self.text.shrink_to_fit();
-        self.dims.shrink_to_fit();
+        self.fields.dims.shrink_to_fit();
         // By offset; entries that are empty at the same place keep the header's order.
         let data_order = |entry: &Entry| (entry.start, entry.end, entry.offset);
         if !self.entries.is_sorted_by_key(data_order) {
             self.entries.sort_unstable_by_key(data_order);
         }
         let names = self.name_table()?;
-        let data_len = layout::check(&self.entries, &self.dims, self.options.profile)
+        let data_len = layout::check(&self.entries, &self.fields.dims, self.options.profile)
             .map_err(|(entry, error)| self.place(error, entry))?;
         let header_len = self.header_len as u64;
         if data_len.checked_add(8 + header_len).is_none() {
@@ -95,7 +79,7 @@ impl<'a> Parser<'a> {
             header_len,
             data_len,
             text: self.text,
-            dims: self.dims,
+            dims: self.fields.dims,
             entries: self.entries,
             metadata: self.metadata.unwrap_or_default(),
             names,
@@ -203,197 +187,15 @@ impl<'a> Parser<'a> {
                 )
             })
             .map_err(|error| error.at_offset(offset))?;
-        let mut fields = Fields::new(self.dims.len());
-        let parsed = match self.usual_fields(&mut fields) {
-            Some(()) => Ok(()),
-            None => self.fields(&mut fields),
-        };
-        parsed
-            .and_then(|()| self.finish_entry(name, offset, fields))
+        self.fields
+            .read(&mut self.json)
+            .and_then(|fields| self.finish_entry(name, offset, fields))
             .map_err(|error| error.in_tensor(name).at_offset(offset))
     }
 
-    /// An entry exactly as the reference writes it, as nearly all are: comparing with what is
-    /// expected is faster than finding out what is there. Whatever else it is, a mistake included,
-    /// is left to [`Parser::fields`], and nothing has changed.
-    fn usual_fields(&mut self, fields: &mut Fields<'a>) -> Option<()> {
-        const USUAL_RANK: usize = 8;
-        let rank = USUAL_RANK.min(self.options.limits.rank as usize);
-        let most = self.max_dims.min(self.dims.len() + rank);
-        let mut json = self.json.clone();
-        let usual = usual_entry(&mut json, &mut self.dims, most, fields);
-        match usual {
-            Some(()) => self.json = json,
-            None => {
-                self.dims.truncate(fields.dims_start);
-                *fields = Fields::new(fields.dims_start);
-            }
-        }
-        usual
-    }
-
-    fn fields(&mut self, fields: &mut Fields<'a>) -> Result<()> {
-        let reference = self.options.profile == Profile::Reference;
-        match self.json.peek() {
-            Some(b'{') => self.json.expect(b'{')?,
-            // A derived reader takes a struct's fields in order, too.
-            Some(b'[') if reference => return self.positional_fields(fields),
-            _ => return Err(self.json.unexpected("an object").recode(Code::EntryType)),
-        }
-        let unknown = self.ignored_keys.len();
-        let mut first = true;
-        while let Some((key, offset)) = self.json.next_key(&mut first)? {
-            let known = match &*key {
-                "dtype" => Field::Dtype,
-                "shape" => Field::Shape,
-                "data_offsets" => Field::DataOffsets,
-                _ => {
-                    self.ignored_keys.add(&key, offset)?;
-                    self.unknown_field(&key, offset)?;
-                    continue;
-                }
-            };
-            self.field(known, offset, fields)?;
-        }
-        self.ignored_keys.close(unknown)
-    }
-
-    fn positional_fields(&mut self, fields: &mut Fields<'a>) -> Result<()> {
-        self.json.expect(b'[')?;
-        let mut first = true;
-        for field in [Field::Dtype, Field::Shape, Field::DataOffsets] {
-            if !self.json.next_item(&mut first)? {
-                return Err(Error::new(Code::FieldMissing).expected(field.name()));
-            }
-            self.field(field, self.json.offset(), fields)?;
-        }
-        self.json.expect(b']')
-    }
-
-    fn field(&mut self, field: Field, offset: u64, fields: &mut Fields<'a>) -> Result<()> {
-        let seen = match field {
-            Field::Dtype => fields.dtype.is_some(),
-            Field::Shape => fields.rank.is_some(),
-            Field::DataOffsets => fields.data_offsets.is_some(),
-        };
-        if seen {
-            return Err(Error::new(Code::DuplicateKey)
-                .at_offset(offset)
-                .found(format_args!("`{}` twice", field.name())));
-        }
-        match field {
-            Field::Dtype => fields.dtype = Some(self.dtype()?),
-            Field::Shape => fields.rank = Some(self.shape()?),
-            Field::DataOffsets => fields.data_offsets = Some(self.data_offsets()?),
-        }
-        Ok(())
-    }
-
-    fn dtype(&mut self) -> Result<(Cow<'a, str>, u64)> {
-        let next = self.json.peek();
-        let offset = self.json.offset();
-        match next {
-            Some(b'"') => Ok((self.json.string()?, offset)),
-            // A derived enum is also read from `{"F32": null}`.
-            Some(b'{') if self.options.profile == Profile::Reference => {
-                self.json.expect(b'{')?;
-                let null = |json: &mut Cursor<'a>| {
-                    let (key, _) = json.next_key(&mut true)?.unwrap_or_default();
-                    json.literal("null")?;
-                    json.expect(b'}')?;
-                    Ok((key, offset))
-                };
-                null(&mut self.json).map_err(|error: Error| error.recode(Code::FieldType))
-            }
-            _ => Err(self
-                .json
-                .unexpected("a string for `dtype`")
-                .recode(Code::FieldType)),
-        }
-    }
-
-    /// Appends the dimensions and returns their number.
-    fn shape(&mut self) -> Result<u16> {
-        let array = "an array of unsigned integers for `shape`";
-        if self.json.peek() != Some(b'[') {
-            return Err(self.json.unexpected(array).recode(Code::FieldType));
-        }
-        self.json.expect(b'[')?;
-        let before = self.dims.len();
-        let mut first = true;
-        while self.json.next_item(&mut first)? {
-            let rank = (self.dims.len() - before) as u64 + 1;
-            limit(
-                Code::LimitRank,
-                rank,
-                self.options.limits.rank.min(u64::from(u16::MAX)),
-            )
-            .and_then(|()| {
-                limit(
-                    Code::LimitDimensions,
-                    self.dims.len() as u64 + 1,
-                    self.max_dims as u64,
-                )
-            })
-            .map_err(|error| error.at_offset(self.json.offset()))?;
-            let dim = self
-                .json
-                .unsigned()
-                .map_err(|error| wrong_number(error, array))?;
-            self.dims.push(dim);
-        }
-        Ok((self.dims.len() - before) as u16)
-    }
-
-    fn data_offsets(&mut self) -> Result<(u64, u64)> {
-        let pair = "an array of two unsigned integers for `data_offsets`";
-        let wrong = |json: &mut Cursor<'_>| json.unexpected(pair).recode(Code::FieldType);
-        let mut first = true;
-        if !self.json.take(b'[') || !self.json.next_item(&mut first)? {
-            return Err(wrong(&mut self.json));
-        }
-        let start = self
-            .json
-            .unsigned()
-            .map_err(|error| wrong_number(error, pair))?;
-        if !self.json.next_item(&mut first)? {
-            return Err(wrong(&mut self.json));
-        }
-        let end = self
-            .json
-            .unsigned()
-            .map_err(|error| wrong_number(error, pair))?;
-        if !self.json.take(b']') {
-            return Err(wrong(&mut self.json));
-        }
-        Ok((start, end))
-    }
-
-    fn unknown_field(&mut self, key: &str, offset: u64) -> Result<()> {
-        if self.options.profile == Profile::Strict {
-            return Err(Error::new(Code::FieldUnknown)
-                .at_offset(offset)
-                .expected("dtype, shape and data_offsets only")
-                .found(format_args!("`{key}`")));
-        }
-        let start = self.json.position();
-        let limit = self.options.limits.ignored_bytes;
-        let left = limit.saturating_sub(self.ignored_bytes);
-        let keys = &mut self.ignored_keys;
-        self.json.skip_value(OPEN_IN_ENTRY, keys, left)?;
-        self.ignored_bytes += (self.json.position() - start) as u64;
-        Ok(())
-    }
-
     fn finish_entry(&mut self, name: &str, offset: u64, fields: Fields<'a>) -> Result<()> {
-        let missing = |field: Field| {
-            Error::new(Code::FieldMissing).expected(format_args!("`{}`", field.name()))
-        };
-        let (dtype_name, dtype_offset) = fields.dtype.ok_or_else(|| missing(Field::Dtype))?;
-        let rank = fields.rank.ok_or_else(|| missing(Field::Shape))?;
-        let (start, end) = fields
-            .data_offsets
-            .ok_or_else(|| missing(Field::DataOffsets))?;
+        let (dtype_name, dtype_offset) = fields.dtype;
+        let (start, end) = fields.data_offsets;
         let dtype = Dtype::from_name(&dtype_name);
         let name_start = self.keep(name);
         let mut dtype_name_len = 0;
@@ -417,7 +219,7 @@ impl<'a> Parser<'a> {
             name_len: name.len() as u32,
             dims_start: fields.dims_start as u32,
             offset: offset as u32,
-            rank,
+            rank: fields.rank,
             dtype,
             dtype_name_len,
         };
@@ -477,85 +279,9 @@ impl<'a> Parser<'a> {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Field {
-    Dtype,
-    Shape,
-    DataOffsets,
-}
-
-impl Field {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Dtype => "dtype",
-            Self::Shape => "shape",
-            Self::DataOffsets => "data_offsets",
-        }
-    }
-}
-
-/// The fields of an entry read so far.
-struct Fields<'a> {
-    /// The dtype's name and the byte at which it stands.
-    dtype: Option<(Cow<'a, str>, u64)>,
-    dims_start: usize,
-    rank: Option<u16>,
-    data_offsets: Option<(u64, u64)>,
-}
-
-impl Fields<'_> {
-    fn new(dims_start: usize) -> Self {
-        Self {
-            dtype: None,
-            dims_start,
-            rank: None,
-            data_offsets: None,
-        }
-    }
-}
-
-/// Reads `{"dtype":"…","shape":[…],"data_offsets":[…,…]}` if that is what comes next, to the byte.
-fn usual_entry<'a>(
-    json: &mut Cursor<'a>,
-    dims: &mut Vec<u64>,
-    most_dims: usize,
-    fields: &mut Fields<'a>,
-) -> Option<()> {
-    json.take_text("{\"dtype\":\"")?;
-    let offset = json.offset() - 1;
-    fields.dtype = Some((Cow::Borrowed(json.take_word()), offset));
-    json.take_text("\",\"shape\":[")?;
-    while json.take_text("]").is_none() {
-        if dims.len() > fields.dims_start {
-            json.take_text(",")?;
-        }
-        dims.push(json.take_digits().filter(|_| dims.len() < most_dims)?);
-    }
-    fields.rank = Some((dims.len() - fields.dims_start) as u16);
-    json.take_text(",\"data_offsets\":[")?;
-    let start = json.take_digits()?;
-    json.take_text(",")?;
-    fields.data_offsets = Some((start, json.take_digits()?));
-    json.take_text("]}")
-}
-
 fn name_at<'t>(entries: &[Entry], text: &'t str, position: usize) -> &'t str {
     let range = entries.get(position).map(Entry::name).unwrap_or_default();
     text.get(range).unwrap_or_default()
-}
-
-/// A syntax error where the grammar is fine and the type is not.
-fn wrong_number(error: Error, expected: &str) -> Error {
-    error.expected(expected).recode(Code::FieldType)
-}
-
-fn limit(code: Code, found: u64, limit: u64) -> Result<()> {
-    if found <= limit {
-        return Ok(());
-    }
-    Err(Error::new(code)
-        .expected(format_args!("at most {limit}"))
-        .found(found))
 }
 
 /// The beginning of a text that may be long, for a message.
