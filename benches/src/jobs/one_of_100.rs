@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::Device;
-use safeshard::candle::Weights;
+use safeshard::candle::tensor;
 
 use super::common::{map, owned, tensors};
 use crate::Result;
@@ -14,15 +14,15 @@ use crate::job::{Cache, Contender, Job, Measure, Opens, Prepared, Target};
 pub(super) const JOB: Job = Job {
     name: "one-of-100",
     title: "One tensor out of 100 shards",
-    about: "100 shards with 20 tensors of 0.5 MiB each, and an index: opening the checkpoint and \
-            loading one tensor. candle is given the list of shards and opens them all.",
+    about: "100 shards with 20 tensors of 0.5 MiB each, and an index: loading one tensor by \
+            its name. candle is given the list of shards and opens them all.",
     data: Dataset::HundredShards,
     cache: Cache::Warm,
     touch: 256 << 20,
     samples_times: 3,
     opens: Opens::Counted,
     contenders: &[
-        Contender::ours("safeshard", "safeshard", safeshard),
+        Contender::ours("safeshard", "`safeshard::candle::tensor`", safeshard),
         Contender::rival(
             "candle-mmap",
             "candle `MmapedSafetensors::multi` + `load`",
@@ -46,9 +46,8 @@ const NAME: &str = "model.layers.10.mlp.experts.7.down_proj.weight";
 fn safeshard(path: &Path) -> Result<Prepared> {
     let path = owned(path);
     Ok(Box::new(move || {
-        let weights = Weights::open(path)?;
-        let tensor = weights.tensor(NAME, None, &Device::Cpu)?;
-        Ok(tensors(HashMap::from([(NAME.to_owned(), tensor)]), weights))
+        let tensor = tensor(path, NAME, &Device::Cpu)?;
+        Ok(tensors(HashMap::from([(NAME.to_owned(), tensor)]), ()))
     }))
 }
 
