@@ -17,7 +17,14 @@ pub(crate) fn lint(tree: &Tree) -> Result {
     step("cargo fmt", &mut tree.cargo(&["fmt", "--all", "--check"]))?;
     step(
         "cargo clippy",
-        &mut tree.cargo(&["clippy", "--all-targets", "--", "-D", "warnings"]),
+        &mut tree.cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
     )?;
     step(
         "cargo doc",

@@ -11,7 +11,13 @@ use std::cmp::Ordering;
 /// assert_eq!(names, ["layer.2.b", "layer.2.w", "layer.10.w"]);
 /// ```
 pub fn natural_order(a: &str, b: &str) -> Ordering {
-    let (mut left, mut right) = (a.as_bytes(), b.as_bytes());
+    // Names share long beginnings. The first difference decides, or the number it is in.
+    let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    let before = a.as_bytes().get(..same).unwrap_or_default();
+    let digits = before.iter().rev().take_while(|byte| byte.is_ascii_digit());
+    let start = same - digits.count();
+    let mut left = a.as_bytes().get(start..).unwrap_or_default();
+    let mut right = b.as_bytes().get(start..).unwrap_or_default();
     while let (Some(x), Some(y)) = (left.first(), right.first()) {
         let order = if x.is_ascii_digit() && y.is_ascii_digit() {
             let (number_x, rest_x) = split_number(left);
