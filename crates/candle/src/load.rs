@@ -175,17 +175,10 @@ fn load_in_batches<T: Clone>(
     make: impl Fn(&Planned, TypedVec, &Device) -> Result<T>,
 ) -> Result<(HashMap<String, T>, LoadReport)> {
     let mut plan = weights.checkpoint().plan(weights.options(), support)?;
-    if plan
-        .tensors
-        .iter()
-        .map(|planned| planned.byte_len)
-        .sum::<u64>()
-        > most
-    {
-        let order = weights
-            .in_file_order()
-            .zip(0..)
-            .collect::<HashMap<_, usize>>();
+    let sizes = plan.tensors.iter().map(|planned| planned.byte_len);
+    if sizes.fold(0, u64::saturating_add) > most {
+        let order = weights.in_file_order().zip(0..);
+        let order = order.collect::<HashMap<_, usize>>();
         plan.tensors
             .sort_by_key(|planned| order.get(planned.stored.as_str()));
     }

@@ -193,14 +193,15 @@ impl Ahead {
         let first = state.asked? + 1;
         let mut end = first;
         let mut batch = Vec::new();
-        let (mut ready, mut bytes, mut batch_bytes) = (0, 0, 0);
+        let (mut ready, mut bytes, mut batch_bytes) = (0, 0_u64, 0);
         let places = self.order.iter().enumerate().skip(first).take(REACH);
         for (position, place) in places {
             if state.done.get(position) == Some(&true) {
                 continue;
             }
             let is_ready = state.ready.contains_key(&position);
-            let fits = bytes + place.byte_len <= WINDOW || bytes == 0;
+            let sum = bytes.saturating_add(place.byte_len);
+            let fits = sum <= WINDOW || bytes == 0;
             if !fits || !is_ready && batch_bytes >= BATCH {
                 break;
             }
@@ -210,7 +211,7 @@ impl Ahead {
                 batch.push(position);
                 batch_bytes += place.byte_len;
             }
-            bytes += place.byte_len;
+            bytes = sum;
             end = position + 1;
         }
         // A little at a time is only worth it if somebody may wait for it.

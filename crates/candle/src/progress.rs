@@ -25,7 +25,9 @@ impl Meter {
             .into_iter()
             .filter_map(|name| weights.checkpoint().info(name).ok());
         Arc::new(Self {
-            total: infos.map(|tensor| tensor.byte_len()).sum(),
+            total: infos
+                .map(|tensor| tensor.byte_len())
+                .fold(0, u64::saturating_add),
             done: Mutex::new(0),
             options: weights.options().read.clone(),
         })

@@ -11,10 +11,9 @@ use crate::weights::Want;
 use crate::{Weights, load, lock, tensor};
 
 /// What to do about variables that the checkpoint lacks, or has in another shape.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fit {
     /// Fail, naming all of them; no variable is changed.
-    #[default]
     Exact,
     /// Leave them as they are; the report names them.
     Partial,
