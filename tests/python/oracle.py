@@ -101,6 +101,17 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def expect_embeddings(folder, sentences):
+    """Writes `expected.json`, as `make_quickstart_bert.py` documents it, into a model's folder.
+
+    What is expected comes from the saved files, not from the model in memory.
+    """
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    writer = f"transformers {transformers.__version__}"
+    write_json(folder / "expected.json", {"writer": writer} | embed(model, tokenizer, sentences))
+
+
 def embed(model, tokenizer, sentences):
     """Sentence embeddings as sentence-transformers makes them, with what went in.
 
@@ -111,10 +122,11 @@ def embed(model, tokenizer, sentences):
         hidden = model(**batch).last_hidden_state
     mask = batch["attention_mask"].unsqueeze(-1).float()
     mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+    one_type = torch.zeros_like(batch["input_ids"])  # for models that know no token types
     return {
         "sentences": sentences,
         "input_ids": batch["input_ids"].tolist(),
-        "token_type_ids": batch["token_type_ids"].tolist(),
+        "token_type_ids": batch.get("token_type_ids", one_type).tolist(),
         "attention_mask": batch["attention_mask"].tolist(),
         "embeddings": torch.nn.functional.normalize(mean, p=2, dim=1).tolist(),
         "last_hidden_state_first_8": hidden[:, 0, :8].tolist(),

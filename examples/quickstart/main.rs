@@ -1,9 +1,11 @@
-//! Loads a sharded BERT that transformers wrote into candle, and compares what it computes.
+//! Loads a sharded encoder that transformers wrote into candle, and compares what it computes.
 //!
 //! ```text
 //! cargo run --release --example quickstart            # the small checkpoint in examples/data
-//! cargo run --release --example quickstart -- FOLDER  # any BERT checkpoint with its tokenizer.json
+//! cargo run --release --example quickstart -- FOLDER  # any other, with its tokenizer.json
 //! ```
+//!
+//! It takes BERT, RoBERTa and XLM-RoBERTa, with or without a head.
 //!
 //! Where the folder has an `expected.json` with what transformers computed, the program fails if
 //! the two differ by more than 1e-5.
@@ -13,11 +15,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use candle_transformers::models::bert::{BertModel, Config};
-use safeshard::candle::Weights;
-use safeshard::{Checkpoint, LoadOptions};
+use safeshard::Checkpoint;
 use serde::Deserialize;
 use tokenizers::{PaddingParams, Tokenizer};
+
+use encoder::Encoder;
+
+mod encoder;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -34,8 +38,9 @@ fn main() -> Result<()> {
     let sentences = expected
         .as_ref()
         .map_or_else(default_sentences, |expected| expected.sentences.clone());
-    let input = Input::tokenize(&folder, &sentences)?;
-    let embeddings = embed(&folder, &input)?;
+    let encoder = Encoder::load(&folder, &Device::Cpu)?;
+    let input = Input::tokenize(&folder, encoder.pad_token_id, &sentences)?;
+    let embeddings = embed(&encoder, &input)?;
     match expected {
         Some(expected) => compare(&sentences, &input, &embeddings, &expected),
         None => {
@@ -65,25 +70,14 @@ fn describe(checkpoint: &Checkpoint) {
     }
 }
 
-/// Builds the model and computes one normalised embedding a sentence.
-fn embed(folder: &Path, input: &Input) -> Result<Vec<Vec<f32>>> {
-    let device = Device::Cpu;
-    let config: Config = serde_json::from_slice(&fs::read(folder.join("config.json"))?)?;
-    if config.model_type.as_deref() != Some("bert") {
-        return Err(format!("a BERT model is wanted, this is {:?}", config.model_type).into());
-    }
-
-    // The one call that replaces index parsing, unsafe mmap and `to_dtype`.
-    let weights = Weights::open_with(folder, &without_prefix())?;
-    let model = BertModel::load(weights.var_builder(DType::F32, &device), &config)?;
-    println!("{}", weights.report());
-
+/// One embedding a sentence, as sentence-transformers computes it: the mean over the tokens that
+/// are not padding, of length 1.
+fn embed(encoder: &Encoder, input: &Input) -> Result<Vec<Vec<f32>>> {
     let shape = (input.ids.len(), input.ids.first().map_or(0, Vec::len));
-    let tensor = |rows: &[Vec<u32>]| Tensor::from_vec(rows.concat(), shape, &device);
+    let tensor = |rows: &[Vec<u32>]| Tensor::from_vec(rows.concat(), shape, &Device::Cpu);
     let mask = tensor(&input.mask)?;
-    let hidden = model.forward(&tensor(&input.ids)?, &tensor(&input.type_ids)?, Some(&mask))?;
+    let hidden = encoder.forward(&tensor(&input.ids)?, &tensor(&input.type_ids)?, &mask)?;
 
-    // As sentence-transformers: the mean over the tokens that are not padding, of length 1.
     let mask = mask.to_dtype(DType::F32)?.unsqueeze(2)?;
     let mean = hidden
         .broadcast_mul(&mask)?
@@ -91,16 +85,6 @@ fn embed(folder: &Path, input: &Input) -> Result<Vec<Vec<f32>>> {
         .broadcast_div(&mask.sum(1)?)?;
     let length = mean.sqr()?.sum_keepdim(1)?.sqrt()?;
     Ok(mean.broadcast_div(&length)?.to_vec2()?)
-}
-
-/// A BERT that was saved as part of a larger model has `bert.` before every name.
-fn without_prefix() -> LoadOptions {
-    LoadOptions {
-        rename: Some(std::sync::Arc::new(|name| {
-            name.strip_prefix("bert.").unwrap_or(name).to_owned()
-        })),
-        ..LoadOptions::default()
-    }
 }
 
 /// Token ids, token types and the mask of the tokens that are not padding: a row a sentence.
@@ -111,10 +95,15 @@ struct Input {
 }
 
 impl Input {
-    fn tokenize(folder: &Path, sentences: &[String]) -> Result<Self> {
+    fn tokenize(folder: &Path, pad_id: u32, sentences: &[String]) -> Result<Self> {
         let mut tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))
             .map_err(|error| error.to_string())?;
-        tokenizer.with_padding(Some(PaddingParams::default()));
+        let padding = PaddingParams {
+            pad_id,
+            pad_token: tokenizer.id_to_token(pad_id).unwrap_or_default(),
+            ..PaddingParams::default()
+        };
+        tokenizer.with_padding(Some(padding));
         let encodings = tokenizer
             .encode_batch(sentences.to_vec(), true)
             .map_err(|error| error.to_string())?;
@@ -161,7 +150,7 @@ fn compare(
         return Err("the tokenizer gives other ids than transformers'".into());
     }
     println!(
-        "\n{:<34} {:<34} sentence",
+        "\n{:<39} {:<39} sentence",
         "safeshard + candle", expected.writer
     );
     let mut largest = 0.0f32;
