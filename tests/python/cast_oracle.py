@@ -1,7 +1,7 @@
 """What torch makes of every cast: `python cast_oracle.py OUTDIR`.
 
-Writes `FROM-to-TO.safetensors` for all ordered pairs of F16, BF16, F32 and F64, and from F8_E4M3 and
-F8_E5M2 to each of these. Tensors, all of rank one and of the dtypes in the name:
+Writes `FROM-to-TO.safetensors` for all ordered pairs of F16, BF16, F32 and F64, and from the 8-bit
+floats to each of these. Tensors, all of rank one and of the dtypes in the name:
 
     input           16-bit and 8-bit sources: every bit pattern, in order; F32 and F64: see `wide_inputs`
     output          `input.to(TO)`, contiguous: the path that torch vectorises
@@ -21,7 +21,15 @@ import torch
 from safetensors.torch import save_file
 
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+FLOAT8 = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
+# Powers of two that F16 cannot hold: not a cast that is offered.
+NOT_OFFERED = ("F8_E8M0", "F16")
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 RANDOM = 200_000
 
@@ -104,7 +112,7 @@ def main():
     inputs |= {"F32": wide_inputs("F32", seed=32), "F64": wide_inputs("F64", seed=64)}
     for source, values in inputs.items():
         for target, dtype in FLOATS.items():
-            if source != target:
+            if source != target and (source, target) != NOT_OFFERED:
                 output, strided = cast(values, dtype)
                 tensors = {"input": values, "output": output, "output_strided": strided}
                 save_file(tensors, folder / f"{source}-to-{target}.safetensors")
