@@ -9,12 +9,20 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 fn quickstart(folder: Option<&Path>) -> Output {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["run", "--quiet", "--example", "quickstart", "--"])
-        .args(folder);
-    cargo.output().expect("cargo runs")
+    // `cargo test` builds the examples beside the tests. Asking cargo to run one would build all
+    // dependencies again, with the features that the example alone needs.
+    let tests = std::env::current_exe().unwrap();
+    let program = tests
+        .ancestors()
+        .nth(2)
+        .unwrap()
+        .join("examples/quickstart");
+    assert!(
+        program.exists(),
+        "{} is not built: run `cargo test` without naming a target, or `cargo test --examples` first",
+        program.display()
+    );
+    Command::new(program).args(folder).output().unwrap()
 }
 
 /// The largest difference from transformers that the program printed.
