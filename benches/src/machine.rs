@@ -33,13 +33,14 @@ impl Machine {
         let memory_kib = value("/proc/meminfo", "MemTotal");
         let memory_kib = memory_kib.trim_end_matches(" kB").parse().unwrap_or(0);
         let huge_pages = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        // Without what a distribution adds to the version.
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        let kernel = kernel.trim().split('-').next().unwrap_or_default();
         Ok(Self {
             processor: value("/proc/cpuinfo", "model name"),
             cores: thread::available_parallelism()?.get(),
             memory_mib: memory_kib >> 10,
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-                .trim()
-                .to_owned(),
+            kernel: kernel.to_owned(),
             page_bytes: rustix::param::page_size(),
             huge_pages: huge_pages.unwrap_or_default().trim().to_owned(),
             versions: versions(folders, python)?,
