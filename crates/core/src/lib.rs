@@ -34,8 +34,9 @@ mod io;
 mod limits;
 
 pub use checkpoint::{
-    CastRecord, Checkpoint, CheckpointKind, DtypeRule, Fill, Filter, Index, Io, LoadOptions,
-    LoadReport, Mismatch, OpenOptions, Plan, Planned, Prefer, Rename, ShardFile, Support, Totals,
+    CastRecord, Checkpoint, CheckpointKind, DataAlignment, Dialect, DtypeRule, Durability, Fill,
+    Filter, Index, Io, LoadOptions, LoadReport, Mismatch, OpenOptions, Plan, Planned, Prefer,
+    Rename, SaveOptions, SaveTensor, ShardFile, ShardSize, Sharding, Support, Ties, Totals,
     Unsupported, natural_order,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
@@ -46,6 +47,7 @@ pub use format::header::{
 pub use format::slice::{DimRange, Slice};
 pub use io::buffer::{Destination, TypedBuffer, TypedVec};
 pub use io::cast::{Cast, CastError};
+pub use io::data::TensorData;
 pub use io::engine::{Cancel, Progress, ReadOptions};
 pub use io::mmap::MappedSource;
 pub use io::source::{FileSource, MemorySource, ReadAt};

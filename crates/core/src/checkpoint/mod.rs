@@ -6,6 +6,7 @@ mod locate;
 mod names;
 mod open;
 mod report;
+mod save;
 mod shard_name;
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,6 +26,9 @@ pub use locate::Prefer;
 pub use names::natural_order;
 pub use open::{Io, OpenOptions};
 pub use report::{CastRecord, LoadReport, Mismatch};
+pub use save::{
+    DataAlignment, Dialect, Durability, SaveOptions, SaveTensor, ShardSize, Sharding, Ties,
+};
 
 /// A set of named tensors in one file, or in shards with an index.
 ///

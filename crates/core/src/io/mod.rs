@@ -3,6 +3,7 @@
 #[allow(unsafe_code)]
 pub(crate) mod buffer;
 pub(crate) mod cast;
+pub(crate) mod data;
 #[allow(unsafe_code)]
 pub(crate) mod engine;
 #[allow(unsafe_code)]

@@ -1,0 +1,51 @@
+//! Saving: tensors become one file, or shards with an index, such that every reader finds the old
+//! checkpoint or the new one at every instant.
+
+mod options;
+mod shard_size;
+
+use std::fmt;
+
+use crate::{Dtype, TensorData};
+
+pub use options::{DataAlignment, Dialect, Durability, SaveOptions, Sharding, Ties};
+pub use shard_size::ShardSize;
+
+/// A tensor that is to be saved.
+pub struct SaveTensor<'t> {
+    /// Its name.
+    pub name: String,
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its dimensions, outermost first; none for a scalar.
+    pub shape: Vec<u64>,
+    /// Its bytes: little-endian, row-major.
+    pub data: Box<dyn TensorData + 't>,
+}
+
+impl<'t> SaveTensor<'t> {
+    /// A tensor of these bytes.
+    pub fn new(
+        name: impl Into<String>,
+        dtype: Dtype,
+        shape: impl Into<Vec<u64>>,
+        data: impl TensorData + 't,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            dtype,
+            shape: shape.into(),
+            data: Box::new(data),
+        }
+    }
+}
+
+impl fmt::Debug for SaveTensor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SaveTensor")
+            .field("name", &self.name)
+            .field("dtype", &self.dtype)
+            .field("shape", &self.shape)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,152 @@
+//! How a checkpoint is saved.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::shard_size::ShardSize;
+use crate::{Cancel, Progress};
+
+/// How a checkpoint is saved. The default is what `transformers` writes: safetensors files of up to
+/// 5 GB with `format: pt`, an index in its spelling where there is more than one.
+#[derive(Clone)]
+pub struct SaveOptions {
+    /// The name without its end: `model` gives `model.safetensors`, or
+    /// `model-00001-of-00002.safetensors` and `model.safetensors.index.json`.
+    pub stem: String,
+    /// A variant such as `fp16`, which goes where transformers puts it:
+    /// `model.fp16-00001-of-00002.safetensors` and `model.safetensors.index.fp16.json`.
+    pub variant: Option<String>,
+    /// Bytes of tensors in a shard, at most; a larger tensor has a shard of its own.
+    pub max_shard_size: ShardSize,
+    /// Which tensor goes into which shard.
+    pub sharding: Sharding,
+    /// Whose spelling of the index.
+    pub dialect: Dialect,
+    /// Metadata for `__metadata__` or the index, wherever the dialect puts it. `format: pt` is added
+    /// to every header unless this has a `format`.
+    pub metadata: Vec<(String, String)>,
+    /// More for the index's `metadata`, such as `total_parameters`.
+    pub index_metadata: Vec<(String, Value)>,
+    /// What becomes of tensors that share their memory.
+    pub ties: Ties,
+    /// When the save returns.
+    pub durability: Durability,
+    /// At which multiple the data section of a file begins.
+    pub alignment: DataAlignment,
+    /// Writing threads; `None` means as many as there are cores, at most 8. Threads write different
+    /// shards.
+    pub threads: Option<NonZeroUsize>,
+    /// Called after every few MiB, from the writing threads, one call at a time; counts the bytes of
+    /// tensors.
+    pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+    /// Stops the save when cancelled; what was there before stays.
+    pub cancel: Option<Cancel>,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self {
+            stem: "model".to_owned(),
+            variant: None,
+            max_shard_size: ShardSize::default(),
+            sharding: Sharding::default(),
+            dialect: Dialect::default(),
+            metadata: Vec::new(),
+            index_metadata: Vec::new(),
+            ties: Ties::default(),
+            durability: Durability::default(),
+            alignment: DataAlignment::default(),
+            threads: None,
+            progress: None,
+            cancel: None,
+        }
+    }
+}
+
+impl fmt::Debug for SaveOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SaveOptions")
+            .field("stem", &self.stem)
+            .field("variant", &self.variant)
+            .field("max_shard_size", &self.max_shard_size)
+            .field("sharding", &self.sharding)
+            .field("dialect", &self.dialect)
+            .field("metadata", &self.metadata)
+            .field("index_metadata", &self.index_metadata)
+            .field("ties", &self.ties)
+            .field("durability", &self.durability)
+            .field("alignment", &self.alignment)
+            .field("threads", &self.threads)
+            .field("progress", &self.progress.is_some())
+            .field("cancel", &self.cancel)
+            .finish()
+    }
+}
+
+/// Which tensor goes into which shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Sharding {
+    /// As Hugging Face's libraries do: in the order given, a new shard where the next tensor does
+    /// not fit, and a tensor that is too large in a shard of its own while the open shard stays open.
+    #[default]
+    Greedy,
+    /// In the order given too, but every shard about as large as the others, and a tensor that is too
+    /// large keeps its place.
+    Balanced,
+    /// These names in these shards.
+    Explicit(Vec<Vec<String>>),
+}
+
+/// Whose spelling of the index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// transformers and accelerate: sorted by name, a newline at the end.
+    #[default]
+    Transformers,
+    /// huggingface_hub: in the order of the shards; metadata goes into the index.
+    Hub,
+    /// torch's distributed checkpoints: in the order given, `total_size` only.
+    Dcp,
+}
+
+/// What becomes of tensors that share their memory.
+///
+/// Tied are tensors of one dtype and shape at the very same bytes. What overlaps only in part is
+/// always stored as copies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Ties {
+    /// Store them once, under the name that comes first in the alphabet, and record the others as
+    /// `dropped: kept`, as huggingface_hub does.
+    #[default]
+    Dedup,
+    /// Store each of them.
+    Duplicate,
+    /// Refuse.
+    Error,
+}
+
+/// When a save returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// When everything is on the medium: a power failure afterwards loses nothing.
+    #[default]
+    Durable,
+    /// When everything is written; the system brings it to the medium when it likes. A crash of the
+    /// process still leaves the old or the new checkpoint, a power failure may leave neither.
+    Cached,
+}
+
+/// At which multiple the data section of a file begins; reached by spaces behind the header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum DataAlignment {
+    /// 8 bytes, as the reference writes.
+    #[default]
+    Word,
+    /// 64 bytes: a cache line, and the widest vector registers.
+    CacheLine,
+    /// 4096 bytes: a page, for mapping and for direct reads.
+    Page,
+}
