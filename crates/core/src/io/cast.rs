@@ -86,6 +86,11 @@ impl Cast {
         }
     }
 
+    /// Bytes that so many bytes become; whole elements, fewer than 2^61 bytes.
+    pub(crate) fn output_len(self, bytes: u64) -> u64 {
+        bytes / size(self.from) as u64 * size(self.to) as u64 * self.expansion()
+    }
+
     /// Converts elements from the format's byte order to the machine's.
     ///
     /// `dst` is memory that may be uninitialised, or plain `u8`. On `Ok` all of it is written; on an

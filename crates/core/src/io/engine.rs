@@ -22,11 +22,15 @@ use crate::{Code, Error, Result, Slice};
 /// the threads finish together.
 const PIECE: u64 = 8 << 20;
 
-/// Source bytes of a piece that is cast: they pass through a buffer, which should stay in the cache.
+/// A short request is cut into smaller pieces, so that every thread has one, but none below this.
+const SHORT_PIECE: u64 = 512 << 10;
+
+/// Source bytes of a piece that is cast.
 const CAST_PIECE: u64 = 2 << 20;
 
-/// The buffer through which scattered runs are gathered.
-const GATHER: u64 = 1 << 20;
+/// What is cast or gathered goes through a buffer of this length: it stays in a core's cache, and
+/// below 128 KiB the allocator gives out the same memory again, instead of new pages for every call.
+const BUFFER: u64 = 96 << 10;
 
 /// Runs of this length are worth a call of their own.
 const LONG_RUN: u64 = 64 << 10;
@@ -40,8 +44,8 @@ const MAX_THREADS: usize = 8;
 /// How many pieces ahead the medium is told of what comes.
 const READ_AHEAD: usize = 2;
 
-/// Less than this is read before a second thread has started.
-const WORTH_A_THREAD: u64 = 1 << 20;
+/// Less than this is read before another thread has started.
+const WORTH_A_THREAD: u64 = 512 << 10;
 
 /// How a read runs.
 #[derive(Clone, Default)]
@@ -124,30 +128,26 @@ pub(crate) struct Job<'s, D> {
 impl<D> Job<'_, D> {
     /// Bytes of the destination for `bytes` of the file; the two differ where a cast is asked for.
     fn scaled(&self, bytes: u64) -> u64 {
-        match self
-            .cast
-            .map(|cast| (cast.from().size(), cast.to().size(), cast.expansion()))
-        {
-            // Cannot overflow: a header counts a tensor's bits in 64, and no cast makes more than 8
-            // bytes of one.
-            Some((Some(from), Some(to), expansion)) => bytes / from * to * expansion,
-            _ => bytes,
-        }
+        self.cast.map_or(bytes, |cast| cast.output_len(bytes))
     }
 }
 
 /// Fills all destinations; on an error, none is handed out and the first error is returned.
 ///
-/// Memory: 3 MiB a thread at most, besides the destinations.
+/// Memory: 192 KiB a thread at most, besides the destinations.
 pub(crate) fn fill<D: Destination>(
     mut jobs: Vec<Job<'_, D>>,
     options: &ReadOptions,
 ) -> Result<Vec<D::Filled>> {
+    let lengths = jobs.iter().map(|job| job.slice.byte_len());
+    let total = lengths.fold(0, u64::saturating_add);
+    let share = total / most_threads(options) as u64;
+    let piece_len = share
+        .clamp(SHORT_PIECE, PIECE)
+        .next_multiple_of(SHORT_PIECE);
     let mut pieces = Vec::new();
-    let mut total = 0u64;
     for job in &mut jobs {
-        total = total.saturating_add(job.slice.byte_len());
-        cut(job, &mut pieces)?;
+        cut(job, piece_len, &mut pieces)?;
     }
     pieces.sort_by_key(|piece| (piece.file, piece.file_offset()));
 
@@ -186,15 +186,22 @@ struct Piece<'j> {
     memory: &'j mut [MaybeUninit<u8>],
 }
 
-fn cut<'j, D: Destination>(job: &'j mut Job<'_, D>, pieces: &mut Vec<Piece<'j>>) -> Result<()> {
+/// As many as asked for, or as there are cores.
+fn most_threads(options: &ReadOptions) -> usize {
+    let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = options.threads.map(NonZeroUsize::get);
+    threads.unwrap_or_else(|| available().min(MAX_THREADS))
+}
+
+fn cut<'j, D: Destination>(
+    job: &'j mut Job<'_, D>,
+    piece_len: u64,
+    pieces: &mut Vec<Piece<'j>>,
+) -> Result<()> {
     let byte_len = job.slice.byte_len();
     let expected = job.scaled(byte_len);
-    // Multiples of any element's size, so that no element is cut in two.
-    let piece_len = if job.cast.is_some() {
-        CAST_PIECE
-    } else {
-        PIECE
-    };
+    // Both are multiples of any element's size, so that no element is cut in two.
+    let piece_len = job.cast.map_or(piece_len, |_| piece_len.min(CAST_PIECE));
     let memory_len = job.scaled(piece_len) as usize;
     let (source, path, tensor, slice) = (job.source, job.path, job.tensor, &job.slice);
     let memory = job.destination.bytes();
@@ -244,20 +251,10 @@ impl Piece<'_> {
             slice: self.slice,
             from: self.from,
         };
-        let Some(cast) = self.cast else {
-            runs.read(self.memory, &mut scratch.gather)?;
-            return Ok(());
-        };
-        let raw = scratch.cast.room(CAST_PIECE as usize, self.len as usize);
-        let raw = runs.read(raw, &mut scratch.gather)?;
-        cast.run(raw, self.memory).map_err(|error| {
-            let size = cast.from().size().unwrap_or(1);
-            let element = self.from / size + error.element as u64;
-            Error::new(Code::CastValue)
-                .at_offset(self.start + self.slice.offset_of(element * size))
-                .expected(error.expected)
-                .found(format_args!("{} in element {element}", error.value))
-        })
+        match self.cast {
+            None => runs.read(self.memory, &mut scratch.gather).map(|_| ()),
+            Some(cast) => runs.cast(cast, self.from + self.len, self.memory, scratch),
+        }
     }
 }
 
@@ -271,6 +268,31 @@ struct Runs<'j> {
 }
 
 impl Runs<'_> {
+    /// Reads up to `end` of the slice's bytes and fills `memory` with what they become, part by part.
+    fn cast(
+        mut self,
+        cast: Cast,
+        end: u64,
+        memory: &mut [MaybeUninit<u8>],
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let part_len = cast.output_len(BUFFER) as usize;
+        for memory in memory.chunks_mut(part_len) {
+            let raw = scratch.cast.room((end - self.from).min(BUFFER) as usize);
+            let raw = self.read(raw, &mut scratch.gather)?;
+            cast.run(raw, memory).map_err(|error| {
+                let size = cast.from().size().unwrap_or(1);
+                let element = self.from / size + error.element as u64;
+                Error::new(Code::CastValue)
+                    .at_offset(self.start + self.slice.offset_of(element * size))
+                    .expected(error.expected)
+                    .found(format_args!("{} in element {element}", error.value))
+            })?;
+            self.from += raw.len() as u64;
+        }
+        Ok(())
+    }
+
     fn read<'b>(
         &self,
         memory: &'b mut [MaybeUninit<u8>],
@@ -306,13 +328,13 @@ impl Runs<'_> {
         let mut end = first + len;
         while len < memory.len() as u64 && len + run_len <= memory.len() as u64 {
             let next = self.slice.offset_of(at + len);
-            if next - end > SMALL_GAP || next + run_len - first > GATHER {
+            if next - end > SMALL_GAP || next + run_len - first > BUFFER {
                 break;
             }
             len += run_len;
             end = next + run_len;
         }
-        let block = gather.room(GATHER as usize, (end - first) as usize);
+        let block = gather.room((end - first) as usize);
         // Through `fill_all`, so that a source that fills something else is noticed here too.
         let block: &[u8] = fill_all(block, |filled, rest| {
             self.source
@@ -342,10 +364,10 @@ struct Scratch {
 struct Room(Vec<MaybeUninit<u8>>);
 
 impl Room {
-    /// The first `len` bytes of at least `capacity`.
-    fn room(&mut self, capacity: usize, len: usize) -> &mut [MaybeUninit<u8>] {
+    /// The first `len` bytes, of at most [`BUFFER`].
+    fn room(&mut self, len: usize) -> &mut [MaybeUninit<u8>] {
         if self.0.len() < len {
-            self.0.resize(capacity.max(len), MaybeUninit::uninit());
+            self.0 = vec![MaybeUninit::uninit(); BUFFER as usize];
         }
         self.0.get_mut(..len).unwrap_or_default()
     }
@@ -379,7 +401,6 @@ impl<'j> Queue<'j, '_> {
     }
 
     fn threads(&self) -> usize {
-        let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let pieces = lock(&self.pieces);
         // The files of a checkpoint lie on one medium.
         let one_stream = || {
@@ -389,9 +410,8 @@ impl<'j> Queue<'j, '_> {
         let useful = usize::try_from(self.total / WORTH_A_THREAD).unwrap_or(usize::MAX);
         let useful = useful.min(pieces.len()).max(1);
         match self.options.threads {
-            Some(threads) => threads.get().min(useful),
             None if useful == 1 || one_stream() => 1,
-            None => available().min(MAX_THREADS).min(useful),
+            _ => most_threads(self.options).min(useful),
         }
     }
 
