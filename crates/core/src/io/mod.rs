@@ -6,7 +6,11 @@ pub(crate) mod cast;
 pub(crate) mod data;
 #[allow(unsafe_code)]
 pub(crate) mod engine;
+#[allow(dead_code)]
+pub(crate) mod lock;
 #[allow(unsafe_code)]
 pub(crate) mod mmap;
 pub(crate) mod pool;
+#[allow(dead_code)]
+pub(crate) mod publish;
 pub(crate) mod source;

@@ -264,7 +264,7 @@ pub(crate) fn open_error(error: io::Error) -> Error {
     }
 }
 
-fn describe(metadata: &std::fs::Metadata) -> &'static str {
+pub(crate) fn describe(metadata: &std::fs::Metadata) -> &'static str {
     use std::os::unix::fs::FileTypeExt;
     let kind = metadata.file_type();
     match () {
