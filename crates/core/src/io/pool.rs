@@ -60,9 +60,13 @@ impl FilePool {
     fn kept(&self, ticket: Ticket) -> Option<Arc<FileSource>> {
         let mut open = self.lock();
         let at = open.iter().rposition(|(other, _)| *other == ticket)?;
-        let entry = open.remove(at)?;
-        let file = Arc::clone(&entry.1);
-        open.push_back(entry);
+        let file = Arc::clone(&open.get(at)?.1);
+        // Mostly it is at the back already.
+        if at + 1 < open.len()
+            && let Some(entry) = open.remove(at)
+        {
+            open.push_back(entry);
+        }
         Some(file)
     }
 
