@@ -393,6 +393,13 @@ codes! {
     SliceSubByte "slice-sub-byte" Unsupported "the slice does not fall on whole bytes" "";
     BufferSize "buffer-size" Usage "the destination has the wrong size" "";
     Cancelled "cancelled" Usage "cancelled" "";
+    // Saving
+    ReservedName "reserved-name" Usage "no tensor may have this name" "the format keeps `__metadata__` for itself";
+    ShardSize "shard-size" Usage "not a size" "write it like `5GB`, `500 MiB`, `1.5GB` or as a number of bytes";
+    ShardList "shard-list" Usage "the shards asked for do not hold every tensor once" "name each stored tensor once; of tied tensors only the one that is kept";
+    CheckpointName "checkpoint-name" Usage "no checkpoint can be called that" "";
+    MetadataClash "metadata-clash" Usage "one key of the metadata would have two values" "";
+    TiedTensors "tied-tensors" Usage "tensors share their memory" "save them with `Ties::Dedup` or `Ties::Duplicate`";
     // What a framework or a cast cannot do
     UnsupportedDtype "unsupported-dtype" Unsupported "the framework has no such dtype" "";
     UnsupportedCast "unsupported-cast" Unsupported "this cast is not offered" "";

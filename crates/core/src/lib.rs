@@ -34,10 +34,9 @@ mod io;
 mod limits;
 
 pub use checkpoint::{
-    CastRecord, Checkpoint, CheckpointKind, DataAlignment, Dialect, DtypeRule, Durability, Fill,
-    Filter, Index, Io, LoadOptions, LoadReport, Mismatch, OpenOptions, Plan, Planned, Prefer,
-    Rename, SaveOptions, SaveTensor, ShardFile, ShardSize, Sharding, Support, Ties, Totals,
-    Unsupported, natural_order,
+    CastRecord, Checkpoint, CheckpointKind, Dialect, DtypeRule, Durability, Fill, Filter, Index,
+    Io, LoadOptions, LoadReport, Mismatch, OpenOptions, Plan, Planned, Prefer, Rename, SaveOptions,
+    SaveTensor, ShardFile, ShardSize, Sharding, Support, Ties, Totals, Unsupported, natural_order,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;
@@ -45,6 +44,7 @@ pub use format::header::{
     Header, HeaderOptions, Prefix, Profile, TensorInfo, UnknownDtype, UnsupportedTensor,
 };
 pub use format::slice::{DimRange, Slice};
+pub use format::write::DataAlignment;
 pub use io::buffer::{Destination, TypedBuffer, TypedVec};
 pub use io::cast::{Cast, CastError};
 pub use io::data::TensorData;

@@ -258,7 +258,7 @@ impl Listing {
 
 /// The single file of the same checkpoint, if a name is that of an index: `model.fp16.safetensors`
 /// for `model.safetensors.index.fp16.json` and for the two other spellings of the variant.
-fn index_of(name: &str) -> Option<String> {
+pub(crate) fn index_of(name: &str) -> Option<String> {
     let (stem, rest) = name.strip_suffix(".json")?.split_once(".safetensors.")?;
     if rest == "index" {
         return Some(format!("{stem}.safetensors"));
@@ -277,7 +277,7 @@ fn is_rank_file(name: &str) -> bool {
 
 /// Whether a name looks like that of a shard: `…-00001-of-00003….safetensors`. Only ever used to
 /// tell what is missing, never to find a tensor.
-fn is_shard(name: &str) -> bool {
+pub(crate) fn is_shard(name: &str) -> bool {
     let Some((before, after)) = name.rsplit_once("-of-") else {
         return false;
     };

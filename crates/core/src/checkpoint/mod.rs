@@ -26,9 +26,7 @@ pub use locate::Prefer;
 pub use names::natural_order;
 pub use open::{Io, OpenOptions};
 pub use report::{CastRecord, LoadReport, Mismatch};
-pub use save::{
-    DataAlignment, Dialect, Durability, SaveOptions, SaveTensor, ShardSize, Sharding, Ties,
-};
+pub use save::{Dialect, Durability, SaveOptions, SaveTensor, ShardSize, Sharding, Ties};
 
 /// A set of named tensors in one file, or in shards with an index.
 ///

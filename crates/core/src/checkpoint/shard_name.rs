@@ -41,7 +41,7 @@ impl fmt::Display for ShardName {
 }
 
 /// Why a name must not be followed, or `None`.
-fn refusal(name: &str) -> Option<&'static str> {
+pub(crate) fn refusal(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         return Some("it is empty");
     }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::header::Entry;
-use crate::{Code, Error, Profile, Result};
+use crate::{Code, Dtype, Error, Profile, Result};
 
 /// Elements of a shape; `None` where 64 bits cannot count them. A zero anywhere means none, so the
 /// answer does not depend on the order of the dimensions.
@@ -68,6 +68,18 @@ fn check_size(entry: &Entry, shape: &[u64], profile: Profile) -> Result<()> {
         Profile::Reference => elements_in_order(shape),
         Profile::Strict | Profile::Default => elements(shape),
     };
+    let wanted = byte_len(dtype, shape, elements)?;
+    let found = entry.end - entry.start;
+    if wanted != found {
+        return Err(Error::new(Code::SizeMismatch)
+            .expected(format_args!("{wanted} bytes for {dtype} {shape:?}"))
+            .found(format_args!("{found} ({}..{})", entry.start, entry.end)));
+    }
+    Ok(())
+}
+
+/// Bytes of a tensor, given the elements of its shape as counted by one of the two above.
+pub(super) fn byte_len(dtype: Dtype, shape: &[u64], elements: Option<u64>) -> Result<u64> {
     let Some(bits) = elements.and_then(|count| count.checked_mul(dtype.bits())) else {
         return Err(Error::new(Code::ShapeOverflow).found(format_args!("{dtype} {shape:?}")));
     };
@@ -76,11 +88,5 @@ fn check_size(entry: &Entry, shape: &[u64], profile: Profile) -> Result<()> {
             .expected("a multiple of 8 bits")
             .found(format_args!("{bits} bits for {dtype} {shape:?}")));
     }
-    let found = entry.end - entry.start;
-    if bits / 8 != found {
-        return Err(Error::new(Code::SizeMismatch)
-            .expected(format_args!("{} bytes for {dtype} {shape:?}", bits / 8))
-            .found(format_args!("{found} ({}..{})", entry.start, entry.end)));
-    }
-    Ok(())
+    Ok(bits / 8)
 }

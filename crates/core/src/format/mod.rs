@@ -7,6 +7,9 @@ pub(crate) mod header;
 pub(crate) mod json;
 mod layout;
 mod parse;
+pub(crate) mod python_json;
 pub(crate) mod skip;
 pub(crate) mod slice;
 pub(crate) mod sniff;
+#[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
+pub(crate) mod write;

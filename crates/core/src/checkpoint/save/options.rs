@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::shard_size::ShardSize;
-use crate::{Cancel, Progress};
+use crate::{Cancel, DataAlignment, Progress};
 
 /// How a checkpoint is saved. The default is what `transformers` writes: safetensors files of up to
 /// 5 GB with `format: pt`, an index in its spelling where there is more than one.
@@ -25,10 +25,11 @@ pub struct SaveOptions {
     pub sharding: Sharding,
     /// Whose spelling of the index.
     pub dialect: Dialect,
-    /// Metadata for `__metadata__` or the index, wherever the dialect puts it. `format: pt` is added
-    /// to every header unless this has a `format`.
+    /// Metadata for `__metadata__` or the index, wherever the dialect puts it. A `format` goes into
+    /// every header; without one, `format: pt` does. A key has one value: another one, of a tied
+    /// tensor's record for instance, is an error.
     pub metadata: Vec<(String, String)>,
-    /// More for the index's `metadata`, such as `total_parameters`.
+    /// More for the index's `metadata`, such as `total_parameters`; a single file does not have it.
     pub index_metadata: Vec<(String, Value)>,
     /// What becomes of tensors that share their memory.
     pub ties: Ties,
@@ -91,12 +92,14 @@ impl fmt::Debug for SaveOptions {
 pub enum Sharding {
     /// As Hugging Face's libraries do: in the order given, a new shard where the next tensor does
     /// not fit, and a tensor that is too large in a shard of its own while the open shard stays open.
+    /// Tensors without bytes go where the first of them goes.
     #[default]
     Greedy,
-    /// In the order given too, but every shard about as large as the others, and a tensor that is too
-    /// large keeps its place.
+    /// In the order given throughout, in as few shards as that allows, each about as large as the
+    /// others. A tensor that is too large keeps its place, in a shard of its own.
     Balanced,
-    /// These names in these shards.
+    /// These names in these shards, whatever their size. Every stored tensor has to be named once; a
+    /// shard without names is left out.
     Explicit(Vec<Vec<String>>),
 }
 
@@ -137,16 +140,4 @@ pub enum Durability {
     /// When everything is written; the system brings it to the medium when it likes. A crash of the
     /// process still leaves the old or the new checkpoint, a power failure may leave neither.
     Cached,
-}
-
-/// At which multiple the data section of a file begins; reached by spaces behind the header.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum DataAlignment {
-    /// 8 bytes, as the reference writes.
-    #[default]
-    Word,
-    /// 64 bytes: a cache line, and the widest vector registers.
-    CacheLine,
-    /// 4096 bytes: a page, for mapping and for direct reads.
-    Page,
 }
