@@ -20,6 +20,9 @@ use crate::{Code, Error, Finding, Limits, Prefix, Result};
 /// Containers that are open around a value of `metadata`.
 const OPEN_AROUND: usize = 2;
 
+/// Bytes of a tensor's line in an index, as a rule; a map for so many takes no more than the text.
+const USUAL_ENTRY: usize = 96;
+
 /// Which shard holds which tensor.
 #[derive(Debug)]
 pub struct Index {
@@ -250,7 +253,8 @@ impl Parser<'_> {
             return Err(error.recode(Code::IndexType));
         }
         self.json.expect(b'{')?;
-        let mut map = HashMap::new();
+        // Growing would hash every name again, several times.
+        let mut map = HashMap::with_capacity(self.json.rest().len() / USUAL_ENTRY);
         let mut problems = Vec::new();
         let mut first = true;
         while let Some((tensor, offset)) = self.json.next_key(&mut first)? {
@@ -308,13 +312,20 @@ struct Shards {
     names: Vec<ShardName>,
     /// Those that were refused have no position.
     positions: HashMap<String, Option<u32>>,
+    /// The position found last: neighbours in an index are mostly in one shard.
+    last: Option<u32>,
 }
 
 impl Shards {
     /// The position of a name; `None` if it was refused before, because an error for each of its
     /// tensors would take more memory than any limit allows.
     fn position(&mut self, name: &str, limits: &Limits) -> Result<Option<u32>> {
+        let last = self.last.and_then(|last| self.names.get(last as usize));
+        if last.is_some_and(|last| last.as_str() == name) {
+            return Ok(self.last);
+        }
         if let Some(&position) = self.positions.get(name) {
+            self.last = position;
             return Ok(position);
         }
         if self.positions.len() as u64 >= limits.shards.min(u64::from(u32::MAX)) {
