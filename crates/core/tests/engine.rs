@@ -724,3 +724,121 @@ fn reading_leaves_files_alone() {
         .collect();
     assert_eq!(names.len(), 1);
 }
+
+// ---- over what is in memory already
+
+#[test]
+fn memory_is_overwritten_with_what_fill_gives() {
+    let bytes = bytes_of(&[("a", &[1, 2, 3, 4]), ("b", &[5, 6])]);
+    let checkpoint = Checkpoint::from_bytes(bytes).unwrap();
+    let (mut a, mut b) = ([9; 2], [9; 2]);
+    let part = |name: &str, ranges, destination| Fill {
+        name: name.to_owned(),
+        ranges,
+        cast: None,
+        destination,
+    };
+    let middle = vec![DimRange::from(1u64..3)];
+    let parts = vec![
+        part("b", None, &mut b[..]),
+        part("a", Some(middle), &mut a[..]),
+    ];
+    checkpoint
+        .overwrite(parts, &ReadOptions::default())
+        .unwrap();
+    assert_eq!((a, b), ([2, 3], [5, 6]));
+}
+
+#[test]
+fn a_wrong_request_overwrites_nothing() {
+    let bytes = bytes_of(&[("a", &[1, 2, 3, 4]), ("b", &[5, 6])]);
+    let checkpoint = Checkpoint::from_bytes(bytes).unwrap();
+    let cast = Cast::new(Dtype::F32, Dtype::F64);
+    for (name, ranges, cast, len, code) in [
+        ("c", None, None, 2, Code::TensorMissing),
+        ("b", None, None, 3, Code::BufferSize),
+        (
+            "b",
+            Some(vec![DimRange::from(1u64..4)]),
+            None,
+            2,
+            Code::SliceRange,
+        ),
+        ("b", None, cast, 2, Code::UnsupportedCast),
+    ] {
+        let (mut good, mut bad) = ([9; 4], vec![9; len]);
+        let parts = vec![
+            Fill {
+                name: "a".into(),
+                ranges: None,
+                cast: None,
+                destination: &mut good[..],
+            },
+            Fill {
+                name: name.into(),
+                ranges,
+                cast,
+                destination: &mut bad[..],
+            },
+        ];
+        refused(checkpoint.overwrite(parts, &ReadOptions::default()), code);
+        assert_eq!((good, bad), ([9; 4], vec![9; len]));
+    }
+}
+
+/// Leaves uninitialised bytes behind and fails, or panics.
+#[derive(Debug)]
+struct Spoiler {
+    file: Vec<u8>,
+    panics: bool,
+}
+
+impl ReadAt for Spoiler {
+    fn len(&self) -> u64 {
+        self.file.len() as u64
+    }
+
+    fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+        let data = self.file.len() as u64 - 4;
+        if offset < data {
+            let start = offset as usize;
+            return Ok(buf.write_copy_of_slice(&self.file[start..start + buf.len()]));
+        }
+        buf.fill(MaybeUninit::uninit());
+        assert!(!self.panics, "as it was told to");
+        Err(Error::new(Code::FileTruncated))
+    }
+}
+
+#[test]
+fn what_a_failing_source_leaves_behind_is_wiped() {
+    for panics in [false, true] {
+        // A header that needs more than the first read, so that only the tensor meets the failure.
+        let mut file = by_hand(
+            &format!(
+                r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}}}{}"#,
+                " ".repeat(40_000)
+            ),
+            &[],
+        );
+        file.extend_from_slice(&[1, 2, 3, 4]);
+        let source = Arc::new(Spoiler { file, panics });
+        let sources = vec![("file".to_owned(), source as Arc<dyn ReadAt>)];
+        let checkpoint = Checkpoint::from_sources(sources, &OpenOptions::default()).unwrap();
+        let mut memory = [9; 4];
+        let part = Fill {
+            name: "a".into(),
+            ranges: None,
+            cast: None,
+            destination: &mut memory[..],
+        };
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            checkpoint.overwrite(vec![part], &ReadOptions::default())
+        }));
+        match read {
+            Ok(result) => drop(refused(result, Code::FileTruncated)),
+            Err(_) => assert!(panics),
+        }
+        assert_eq!(memory, [0; 4]);
+    }
+}

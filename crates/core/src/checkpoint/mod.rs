@@ -14,7 +14,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::io::buffer::Destination;
+use crate::io::buffer::{Destination, Overwrite};
 use crate::io::cast::Cast;
 use crate::io::engine::{self, Job, ReadOptions};
 use crate::io::source::ReadAt;
@@ -359,10 +359,10 @@ impl Checkpoint {
         let mut used = vec![false; self.files.len()];
         let mut jobs = Vec::with_capacity(parts.len());
         for part in parts {
+            let (info, slice) = self.part(&part)?;
             let (position, _) = self
                 .find(&part.name)
                 .ok_or_else(|| self.missing(&part.name))?;
-            let info = self.info(&part.name)?;
             let Some((file, used)) = self
                 .files
                 .get(position as usize)
@@ -371,19 +371,6 @@ impl Checkpoint {
                 return Err(self.missing(&part.name));
             };
             *used = true;
-            let slice = match &part.ranges {
-                None => Slice::whole(info.shape, info.byte_len()),
-                Some(ranges) => Slice::new(info.dtype, info.shape, ranges)
-                    .map_err(|error| error.in_tensor(&part.name))?,
-            };
-            if let Some(cast) = part.cast
-                && cast.from() != info.dtype
-            {
-                return Err(Error::new(Code::UnsupportedCast)
-                    .in_tensor(part.name)
-                    .expected(info.dtype)
-                    .found(format_args!("a cast from {}", cast.from())));
-            }
             jobs.push(Job {
                 source: &*file.source,
                 file: position as usize,
@@ -400,6 +387,66 @@ impl Checkpoint {
             file.source.check_unchanged()?;
         }
         Ok(filled)
+    }
+
+    /// Reads many parts over what is in memory already: as [`Checkpoint::fill`], without the cost of
+    /// new memory, which is about half of it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::fill`]. Where the request is wrong (a name, a length, a cast), nothing has
+    /// changed; where reading fails, the destinations hold zeros, or what was read.
+    ///
+    /// ```
+    /// use safeshard_core::{Checkpoint, Fill, ReadOptions};
+    ///
+    /// # let json = br#"{"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}"#;
+    /// # let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    /// # bytes.extend_from_slice(json);
+    /// # bytes.extend_from_slice(&[1, 2]);
+    /// let checkpoint = Checkpoint::from_bytes(bytes)?;
+    /// let mut memory = [0; 2];
+    /// let whole = Fill { name: "w".into(), ranges: None, cast: None, destination: &mut memory[..] };
+    /// checkpoint.overwrite(vec![whole], &ReadOptions::default())?;
+    /// assert_eq!(memory, [1, 2]);
+    /// # Ok::<(), safeshard_core::Error>(())
+    /// ```
+    pub fn overwrite(&self, parts: Vec<Fill<&mut [u8]>>, options: &ReadOptions) -> Result<()> {
+        for part in &parts {
+            let (_, slice) = self.part(part)?;
+            let len = slice.byte_len();
+            let len = part.cast.map_or(len, |cast| cast.output_len(len));
+            if part.destination.len() as u64 != len {
+                return Err(Error::new(Code::BufferSize)
+                    .in_tensor(&part.name)
+                    .expected(format_args!("{len} bytes"))
+                    .found(part.destination.len()));
+            }
+        }
+        let parts = parts.into_iter().map(|part| Fill {
+            name: part.name,
+            ranges: part.ranges,
+            cast: part.cast,
+            destination: Overwrite::new(part.destination),
+        });
+        self.fill(parts.collect(), options)?;
+        Ok(())
+    }
+
+    /// The tensor and the bytes of it that a request is about.
+    fn part<D>(&self, part: &Fill<D>) -> Result<(TensorInfo<'_>, Slice)> {
+        let info = self.info(&part.name)?;
+        let slice = match &part.ranges {
+            None => Slice::whole(info.shape, info.byte_len()),
+            Some(ranges) => Slice::new(info.dtype, info.shape, ranges)
+                .map_err(|error| error.in_tensor(&part.name))?,
+        };
+        match part.cast {
+            Some(cast) if cast.from() != info.dtype => Err(Error::new(Code::UnsupportedCast)
+                .in_tensor(&part.name)
+                .expected(info.dtype)
+                .found(format_args!("a cast from {}", cast.from()))),
+            _ => Ok((info, slice)),
+        }
     }
 
     /// The file that serves a stored tensor.

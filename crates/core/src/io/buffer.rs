@@ -42,6 +42,48 @@ unsafe impl<'b> Destination for &'b mut [MaybeUninit<u8>] {
     }
 }
 
+/// Memory that holds something already and is overwritten.
+///
+/// Not public: through [`Destination::bytes`] safe code could make its bytes uninitialised.
+pub(crate) struct Overwrite<'b> {
+    memory: &'b mut [MaybeUninit<u8>],
+    filled: bool,
+}
+
+impl<'b> Overwrite<'b> {
+    pub(crate) fn new(memory: &'b mut [u8]) -> Self {
+        // SAFETY: same layout; `drop` sees to it that the bytes are initialised when the borrow ends.
+        let memory =
+            unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), memory.len()) };
+        Self {
+            memory,
+            filled: false,
+        }
+    }
+}
+
+impl Drop for Overwrite<'_> {
+    /// A source that fails half-way may have left anything behind, uninitialised bytes included.
+    fn drop(&mut self) {
+        if !self.filled {
+            self.memory.fill(MaybeUninit::new(0));
+        }
+    }
+}
+
+// SAFETY: a slice stays where it is and keeps its length.
+unsafe impl Destination for Overwrite<'_> {
+    type Filled = ();
+
+    fn bytes(&mut self) -> &mut [MaybeUninit<u8>] {
+        self.memory
+    }
+
+    unsafe fn assume_filled(mut self) {
+        self.filled = true;
+    }
+}
+
 /// Elements that any bytes make: plain numbers.
 ///
 /// # Safety
