@@ -1,10 +1,19 @@
 //! Comparisons with the other loaders; see `benches/`.
 
+use std::process::Command;
+
 use crate::{Result, Tree, setup, step};
 
 /// Builds the benchmark and passes everything on to it. Where it will measure, it gets the Python of
 /// the oracles, which are rivals too.
 pub(crate) fn run(tree: &Tree, args: &[&str]) -> Result {
+    if args.contains(&"--instructions") {
+        setup::install("valgrind");
+        if !setup::runs(Command::new("valgrind").arg("--version")) {
+            eprintln!("xtask: WARNING: no valgrind: instructions are NOT COUNTED");
+            return Ok(());
+        }
+    }
     let measures = !args
         .iter()
         .any(|arg| ["--help", "-h", "--report", "--instructions"].contains(arg));

@@ -1,11 +1,12 @@
 //! Everything that must hold before a change is merged.
 
-use crate::{Result, Tree, setup, step, test};
+use crate::{Result, Tree, bench, setup, step, test};
 
 /// Stops at the first step that fails.
 pub(crate) fn run(tree: &Tree) -> Result {
     test::run(tree, &[])?;
     lint(tree)?;
+    bench::run(tree, &["--instructions"])?;
     step(
         "quick start",
         &mut tree.cargo(&["run", "--release", "--example", "quickstart"]),

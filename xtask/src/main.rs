@@ -17,7 +17,7 @@ usage: cargo xtask COMMAND
   test [--] [ARGS]  setup, fixtures, then cargo test ARGS
   lint              formatting, clippy, documentation, licences
   bench [ARGS]      compare with the other loaders; --help lists the jobs
-  ci                test, lint, and the quick start";
+  ci                test, lint, instruction counts, and the quick start";
 
 type Result<T = (), E = String> = std::result::Result<T, E>;
 

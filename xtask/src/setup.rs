@@ -50,7 +50,7 @@ pub(crate) fn fixtures(tree: &Tree) -> Result<(PathBuf, PathBuf)> {
 }
 
 fn make_python(tree: &Tree) -> Result<PathBuf> {
-    install_strace();
+    install("strace");
     let folder = tree.root.join(".venv");
     let python = folder.join(if cfg!(windows) {
         "Scripts/python.exe"
@@ -88,16 +88,16 @@ pub(crate) fn can_trace() -> bool {
     runs(Command::new("strace").args(["-f", "-o", "/dev/null", "true"]))
 }
 
-/// Best effort: without it, [`can_trace`] says so to the tests.
-fn install_strace() {
-    if !cfg!(target_os = "linux") || runs(Command::new("strace").arg("--version")) {
+/// A program from the package of its name; best effort, those who need it look whether it is there.
+pub(crate) fn install(program: &str) {
+    if !cfg!(target_os = "linux") || runs(Command::new(program).arg("--version")) {
         return;
     }
     let installed = is_root()
         && runs(Command::new("apt-get").args(["update", "--quiet"]))
-        && runs(Command::new("apt-get").args(["install", "--quiet", "--yes", "strace"]));
+        && runs(Command::new("apt-get").args(["install", "--quiet", "--yes", program]));
     if !installed {
-        eprintln!("xtask: WARNING: no strace, and it could not be installed");
+        eprintln!("xtask: WARNING: no {program}, and it could not be installed");
     }
 }
 

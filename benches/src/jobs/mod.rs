@@ -10,6 +10,7 @@ mod header;
 mod load_warm;
 mod one_of_100;
 mod slice;
+mod techniques;
 mod var_builder;
 
 pub(crate) static ALL: &[Job] = &[
@@ -25,6 +26,8 @@ pub(crate) static ALL: &[Job] = &[
     slice::DIM_1,
     slice::MIDDLE,
     cold::JOB,
+    techniques::WARM,
+    techniques::COLD,
 ];
 
 pub(crate) fn find(name: &str) -> Result<&'static Job> {

@@ -51,4 +51,6 @@ pub use io::data::TensorData;
 pub use io::engine::{Cancel, Progress, ReadOptions};
 pub use io::mmap::MappedSource;
 pub use io::source::{FileSource, MemorySource, ReadAt};
+#[doc(hidden)]
+pub use io::technique::Technique;
 pub use limits::Limits;

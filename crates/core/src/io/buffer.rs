@@ -6,6 +6,7 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 
+use super::technique::Technique;
 use crate::{Code, Dtype, Error, Result};
 
 /// A place in memory that the engine fills with a tensor's bytes.
@@ -260,7 +261,7 @@ fn advise_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
         use rustix::mm::{Advice, madvise};
         const HUGE_PAGE: usize = 2 << 20;
         let bytes = size_of_val(memory);
-        if bytes < HUGE_PAGE {
+        if bytes < HUGE_PAGE || !Technique::HugePages.is_on() {
             return;
         }
         // madvise wants whole pages.

@@ -16,6 +16,7 @@ use std::{thread, vec};
 use super::buffer::{Destination, fill_all};
 use super::cast::Cast;
 use super::source::ReadAt;
+use super::technique::Technique;
 use crate::{Code, Error, Result, Slice};
 
 /// Bytes of a file that one call reads: large enough that the call costs nothing, small enough that
@@ -149,7 +150,9 @@ pub(crate) fn fill<D: Destination>(
     for job in &mut jobs {
         cut(job, piece_len, &mut pieces)?;
     }
-    pieces.sort_by_key(|piece| (piece.file, piece.file_offset()));
+    if Technique::FileOrder.is_on() {
+        pieces.sort_by_key(|piece| (piece.file, piece.file_offset()));
+    }
 
     let queue = Queue {
         pieces: Mutex::new(pieces.into_iter()),
@@ -442,6 +445,7 @@ impl<'j> Queue<'j, '_> {
         let mut pieces = lock(&self.pieces);
         let piece = pieces.next();
         let ahead = pieces.as_slice().get(READ_AHEAD);
+        let ahead = ahead.filter(|_| Technique::ReadAhead.is_on());
         let ahead = ahead.map(|piece| (piece.source, piece.file_offset(), piece.len));
         drop(pieces);
         if let Some((source, offset, len)) = ahead {

@@ -14,3 +14,4 @@ pub(crate) mod pool;
 #[allow(dead_code)]
 pub(crate) mod publish;
 pub(crate) mod source;
+pub(crate) mod technique;

@@ -1,0 +1,33 @@
+//! What makes reading fast, each with a switch for the benchmark that proves it.
+//!
+//! Everything is on. Nothing but `cargo xtask bench techniques-warm techniques-cold` turns it off;
+//! `benches/README.md` has the gains of the last run.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// A technique that can be done without: results are the same, later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Technique {
+    /// Destinations in pages of 2 MiB.
+    HugePages = 1,
+    /// Pieces in the order of the files.
+    FileOrder = 2,
+    /// Pieces of 8 MiB rather than of 512 KiB.
+    LongPieces = 4,
+    /// The medium is told what comes.
+    ReadAhead = 8,
+}
+
+static OFF: AtomicU8 = AtomicU8::new(0);
+
+impl Technique {
+    /// For the whole process, from now on.
+    pub fn switch_off(self) {
+        OFF.fetch_or(self as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_on(self) -> bool {
+        OFF.load(Ordering::Relaxed) & self as u8 == 0
+    }
+}
