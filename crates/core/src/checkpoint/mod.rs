@@ -7,6 +7,7 @@ mod names;
 mod open;
 mod report;
 mod save;
+mod shard_file;
 mod shard_name;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,7 +19,7 @@ use crate::io::buffer::{Destination, Overwrite};
 use crate::io::cast::Cast;
 use crate::io::engine::{self, Job, ReadOptions};
 use crate::io::source::ReadAt;
-use crate::{Code, DimRange, Error, Finding, Header, Result, Slice, TensorInfo, UnsupportedTensor};
+use crate::{Code, DimRange, Error, Finding, Result, Slice, TensorInfo, UnsupportedTensor};
 
 pub use index::Index;
 pub use load::{DtypeRule, Filter, LoadOptions, Plan, Planned, Rename, Support, Unsupported};
@@ -27,6 +28,7 @@ pub use names::natural_order;
 pub use open::{Io, OpenOptions};
 pub use report::{CastRecord, LoadReport, Mismatch};
 pub use save::{Dialect, Durability, SaveOptions, SaveTensor, ShardSize, Sharding, Ties};
+pub use shard_file::ShardFile;
 
 /// A set of named tensors in one file, or in shards with an index.
 ///
@@ -78,48 +80,6 @@ pub enum CheckpointKind {
     Index,
     /// A list of files, without an index.
     Files,
-}
-
-/// One file of a checkpoint.
-#[derive(Debug)]
-pub struct ShardFile {
-    name: String,
-    path: Option<PathBuf>,
-    source: Arc<dyn ReadAt>,
-    header: Header,
-}
-
-impl ShardFile {
-    /// Its name, as the index spells it.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Where it is, if it is a file.
-    pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
-    }
-
-    /// Which tensors it holds, those not served included, and its metadata.
-    pub fn header(&self) -> &Header {
-        &self.header
-    }
-
-    /// What errors call it.
-    fn place(&self) -> &Path {
-        self.path.as_deref().unwrap_or(Path::new(&self.name))
-    }
-
-    /// The names of all its tensors, in data order, those of unknown dtype behind the others.
-    fn names(&self) -> impl Iterator<Item = &str> {
-        let known = self.header.tensors().map(|tensor| tensor.name);
-        known.chain(self.header.unsupported().map(|tensor| tensor.name))
-    }
-
-    /// Its bytes.
-    pub fn source(&self) -> &Arc<dyn ReadAt> {
-        &self.source
-    }
 }
 
 /// Sums over the stored tensors of a checkpoint.
@@ -192,7 +152,7 @@ impl Checkpoint {
     /// Opens the bytes of one file. They are not copied again.
     ///
     /// # Errors
-    /// As [`Header::parse`].
+    /// As [`Header::parse`](crate::Header::parse).
     pub fn from_bytes(bytes: impl Into<Arc<[u8]>>) -> Result<Self> {
         open::open_bytes(bytes.into(), &OpenOptions::default())
     }
