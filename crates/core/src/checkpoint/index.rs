@@ -39,14 +39,19 @@ pub struct Index {
 impl Index {
     /// Reads and parses an index file.
     pub(crate) fn open(path: &Path, limits: &Limits) -> Result<Self> {
-        let file = FileSource::open(path)?;
+        Self::read(&FileSource::open(path)?, limits)
+    }
+
+    /// As [`Index::open`], of a file that is open already.
+    pub(crate) fn read(file: &FileSource, limits: &Limits) -> Result<Self> {
+        let path = file.path();
         if file.len() > limits.index_bytes {
             return Err(Error::new(Code::LimitIndex)
                 .at_path(path)
                 .expected(format_args!("at most {} bytes", limits.index_bytes))
                 .found(file.len()));
         }
-        let json = read_vec(&file, 0, file.len())?;
+        let json = read_vec(file, 0, file.len())?;
         // Other libraries rewrite an index in place.
         file.check_unchanged()?;
         let index = Self::parse(&json, path, limits);

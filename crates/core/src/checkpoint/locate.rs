@@ -1,9 +1,11 @@
 //! What is at a path: a file, an index, or a folder with one of them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::names::sample;
+use super::save::journal::Journal;
 use crate::io::source::open_error;
 use crate::{Code, Error, Result};
 
@@ -20,6 +22,14 @@ pub enum Prefer {
 }
 
 /// What a path turned out to be.
+#[derive(Debug)]
+pub(crate) enum Place {
+    File(PathBuf),
+    Index(PathBuf),
+    Folder(Listing),
+}
+
+/// What to open.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Located {
     File(PathBuf),
@@ -31,29 +41,26 @@ pub(crate) enum Located {
     },
 }
 
-/// The checkpoint at `path`, and if it is a folder, the safetensors files in it.
-pub(crate) fn locate(path: &Path, variant: Option<&str>) -> Result<(Located, Listing)> {
-    let metadata = fs::metadata(path).map_err(|error| open_error(error).at_path(path))?;
-    if metadata.is_dir() {
-        let folder = cache_snapshot(path).unwrap_or_else(|| path.to_path_buf());
-        let listing = Listing::read(&folder)?;
-        let located = listing
-            .choose(variant)
-            .map_err(|error| error.at_path(&folder))?;
-        return Ok((located, listing));
+impl Place {
+    /// What is at `path`.
+    pub(crate) fn at(path: &Path) -> Result<Self> {
+        let metadata = fs::metadata(path).map_err(|error| open_error(error).at_path(path))?;
+        if metadata.is_dir() {
+            let folder = cache_snapshot(path).unwrap_or_else(|| path.to_path_buf());
+            return Ok(Self::Folder(Listing::read(&folder)?));
+        }
+        let is_index = path
+            .extension()
+            .is_some_and(|extension| extension == "json");
+        Ok(match is_index {
+            true => Self::Index(path.to_path_buf()),
+            false => Self::File(path.to_path_buf()),
+        })
     }
-    let is_index = path
-        .extension()
-        .is_some_and(|extension| extension == "json");
-    let located = match is_index {
-        true => Located::Index(path.to_path_buf()),
-        false => Located::File(path.to_path_buf()),
-    };
-    Ok((located, Listing::default()))
 }
 
 /// Of a repository in the Hugging Face cache, the folder of its main revision.
-fn cache_snapshot(path: &Path) -> Option<PathBuf> {
+pub(crate) fn cache_snapshot(path: &Path) -> Option<PathBuf> {
     const LONGEST_REVISION: u64 = 100;
     let main = path.join("refs").join("main");
     let metadata = fs::metadata(&main).ok()?;
@@ -68,18 +75,18 @@ fn cache_snapshot(path: &Path) -> Option<PathBuf> {
     (is_hash && snapshot.is_dir()).then_some(snapshot)
 }
 
-/// The names in a folder that have to do with safetensors, sorted.
-#[derive(Debug, Default)]
+/// The names in a folder, sorted.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Listing {
     folder: PathBuf,
     names: Vec<String>,
 }
 
 /// The names that Hugging Face's libraries give, the one that wins first.
-const STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapter_model"];
+pub(crate) const STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapter_model"];
 
 impl Listing {
-    fn read(folder: &Path) -> Result<Self> {
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
         let failed = |error| Error::io(Code::Io, error).at_path(folder);
         let mut names = Vec::new();
         for entry in fs::read_dir(folder).map_err(failed)? {
@@ -102,7 +109,23 @@ impl Listing {
             .filter(move |path| !used(path))
     }
 
-    fn choose(&self, variant: Option<&str>) -> Result<Located> {
+    /// The checkpoint of the folder.
+    pub(crate) fn choose(&self, variant: Option<&str>) -> Result<Located> {
+        let located = self.located(variant);
+        located.map_err(|error| error.at_path(&self.folder))
+    }
+
+    /// The folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The names, sorted.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+
+    fn located(&self, variant: Option<&str>) -> Result<Located> {
         for stem in STEMS {
             if let Some(located) = self.of_stem(stem, variant)? {
                 return Ok(located);
@@ -182,10 +205,13 @@ impl Listing {
     /// One index, or one single file, or both of one name; anything else is for the caller to say.
     fn decide(
         &self,
-        indexes: Vec<String>,
-        singles: Vec<String>,
+        mut indexes: Vec<String>,
+        mut singles: Vec<String>,
         shards: Vec<String>,
     ) -> Result<Option<Located>> {
+        let overruled = self.overruled(&indexes, &singles)?;
+        indexes.retain(|name| !overruled.contains(name));
+        singles.retain(|name| !overruled.contains(name));
         let path = |name: &str| self.folder.join(name);
         let ambiguous = |names: &mut dyn Iterator<Item = &String>| {
             let error = Error::new(Code::AmbiguousCheckpoint);
@@ -219,6 +245,29 @@ impl Listing {
             }
             (several, _) => ambiguous(&mut several.iter()),
         }
+    }
+
+    /// Those files that are not the checkpoint any more, or not yet, because somebody is saving, or
+    /// was when his process died.
+    fn overruled(&self, indexes: &[String], singles: &[String]) -> Result<Vec<String>> {
+        let names: Vec<&str> = indexes.iter().chain(singles).map(String::as_str).collect();
+        let of_indexes = indexes.iter().filter_map(|name| index_of(name));
+        let checkpoints: BTreeSet<String> = of_indexes.chain(singles.iter().cloned()).collect();
+        let mut overruled = Vec::new();
+        for single in checkpoints {
+            if !self.has(&Journal::name(&single)) {
+                continue;
+            }
+            let journal = match Journal::read(&self.folder, &single) {
+                // There is no doubt which file is meant.
+                Err(_) if names.len() < 2 => None,
+                journal => journal?,
+            };
+            if let Some(journal) = journal {
+                overruled.extend(journal.overruled(&self.folder, &names)?);
+            }
+        }
+        Ok(overruled)
     }
 
     fn nothing(&self) -> Error {

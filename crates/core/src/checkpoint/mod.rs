@@ -7,6 +7,7 @@ mod names;
 mod open;
 mod report;
 mod save;
+mod settle;
 mod shard_file;
 mod shard_name;
 

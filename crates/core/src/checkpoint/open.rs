@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::index::Index;
-use super::locate::{Listing, Located, Prefer, locate};
+use super::locate::{Listing, Located, Place, Prefer};
 use super::names::{natural_order, sample};
+use super::settle::{Seen, settled};
 use super::{Checkpoint, CheckpointKind, ShardFile};
 use crate::io::mmap::MappedSource;
 use crate::io::pool::FilePool;
-use crate::io::source::{MemorySource, ReadAt, read_vec};
+use crate::io::source::{FileSource, MemorySource, ReadAt, read_vec};
 use crate::{
     Code, Error, Finding, Header, HeaderOptions, Limits, Prefix, Profile, Result, UnknownDtype,
 };
@@ -79,16 +80,29 @@ impl Io {
 
 /// Opens what is at a path.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
+    settled(|seen| open_once(path, options, seen))
+}
+
+fn open_once(path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Checkpoint> {
     let opener = Opener::new(options);
-    let (located, listing) = locate(path, options.variant.as_deref())?;
+    let located = match Place::at(path)? {
+        Place::File(file) => Located::File(file),
+        Place::Index(index) => Located::Index(index),
+        Place::Folder(listing) => {
+            let listing = seen.listing.insert(listing);
+            listing.choose(options.variant.as_deref())?
+        }
+    };
     let mut checkpoint = match located {
         Located::File(file) => opener.file(&file)?,
-        Located::Index(index) => opener.index(Index::open(&index, &options.limits)?)?,
-        Located::Both { index, single } => opener.both(&index, &single)?,
+        Located::Index(index) => opener.index(&index, seen)?,
+        Located::Both { index, single } => opener.both(&index, &single, seen)?,
     };
     checkpoint.path = Some(path.to_path_buf());
-    if options.only.is_none() {
-        warn_of_other_files(&mut checkpoint, &listing);
+    if let Some(listing) = &seen.listing
+        && options.only.is_none()
+    {
+        warn_of_other_files(&mut checkpoint, listing);
     }
     Ok(checkpoint)
 }
@@ -164,11 +178,12 @@ impl<'o> Opener<'o> {
     }
 
     /// A folder with an index and a single file of its name: fine if the index names the file.
-    fn both(&self, index_path: &Path, single: &Path) -> Result<Checkpoint> {
+    fn both(&self, index_path: &Path, single: &Path, seen: &mut Seen) -> Result<Checkpoint> {
         if self.options.prefer == Prefer::Single {
             return self.file(single);
         }
-        let index = Index::open(index_path, &self.options.limits)?;
+        let file = FileSource::open(index_path)?;
+        let index = Index::read(&file, &self.options.limits)?;
         let folder = index_path.parent().unwrap_or(Path::new(""));
         let listed = index
             .shards
@@ -193,10 +208,16 @@ impl<'o> Opener<'o> {
                      `Prefer::Index` or `Prefer::Single`",
                 ));
         }
-        self.index(index)
+        seen.index = Some(file);
+        self.shards(index)
     }
 
-    fn index(&self, mut index: Index) -> Result<Checkpoint> {
+    fn index(&self, path: &Path, seen: &mut Seen) -> Result<Checkpoint> {
+        let file = seen.index.insert(FileSource::open(path)?);
+        self.shards(Index::read(file, &self.options.limits)?)
+    }
+
+    fn shards(&self, mut index: Index) -> Result<Checkpoint> {
         let folder = index.path().parent().unwrap_or(Path::new("")).to_path_buf();
         if let Some(tensors) = &self.options.only {
             index.keep_shards_of(tensors);

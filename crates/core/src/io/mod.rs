@@ -6,6 +6,7 @@ pub(crate) mod cast;
 pub(crate) mod data;
 #[allow(unsafe_code)]
 pub(crate) mod engine;
+pub(crate) mod entry;
 #[allow(dead_code)]
 pub(crate) mod lock;
 #[allow(unsafe_code)]

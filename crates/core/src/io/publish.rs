@@ -132,6 +132,14 @@ impl Stage {
     /// # Errors
     /// `io`, with the final path; then the stage is removed.
     pub(crate) fn publish(mut self, how: Publish) -> Result<()> {
+        self.rename(how)
+    }
+
+    /// As [`Stage::publish`], but the stage stays where it fails, until it is dropped.
+    ///
+    /// # Errors
+    /// `io`, with the final path.
+    pub(crate) fn rename(&mut self, how: Publish) -> Result<()> {
         let renamed = match how {
             Publish::Replace => fs::rename(&self.path, &self.target),
             Publish::NoReplace => rename_to_new(&self.path, &self.target),

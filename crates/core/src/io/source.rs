@@ -106,6 +106,23 @@ impl FileSource {
         &self.path
     }
 
+    /// Says whether its path still leads to it, unchanged.
+    ///
+    /// # Errors
+    /// `file-changed`; `io`.
+    pub(crate) fn check_in_place(&self) -> Result<()> {
+        let checked = match std::fs::metadata(&self.path) {
+            Ok(now) => self.identity.check(&now),
+            Err(error) => Err(match open_error(error) {
+                gone if gone.code() == Code::NotFound => {
+                    gone.recode(Code::FileChanged).found("no file any more")
+                }
+                error => error,
+            }),
+        };
+        checked.map_err(|error| error.at_path(&self.path))
+    }
+
     pub(crate) fn identity(&self) -> Identity {
         self.identity
     }

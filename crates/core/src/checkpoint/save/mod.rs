@@ -1,11 +1,20 @@
 //! Saving: tensors become one file, or shards with an index, such that every reader finds the old
 //! checkpoint or the new one at every instant.
 
+mod bridge;
+mod change;
+#[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
+mod commit;
+#[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
+mod destination;
 #[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
 mod dialect;
+pub(super) mod journal;
 mod options;
 #[cfg(test)]
 mod oracle;
+mod owned;
+mod recover;
 mod shard_size;
 #[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
 mod shards;
