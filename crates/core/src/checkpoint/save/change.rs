@@ -99,13 +99,22 @@ pub(super) mod watch {
         WATCH.with_borrow_mut(|watch| watch.iter_mut().for_each(|watch| watch.after()));
     }
 
-    /// Lets some changes fail.
-    pub(crate) struct Failing<F>(pub(crate) F, pub(crate) usize);
+    /// Lets those changes fail whose number, from 1 on, this says.
+    pub(crate) struct Failing<F> {
+        fails: F,
+        number: usize,
+    }
 
-    impl<F: Fn(usize) -> bool> Watch for Failing<F> {
+    impl<F: FnMut(usize) -> bool> Failing<F> {
+        pub(crate) fn new(fails: F) -> Self {
+            Self { fails, number: 0 }
+        }
+    }
+
+    impl<F: FnMut(usize) -> bool> Watch for Failing<F> {
         fn before(&mut self) -> Result<()> {
-            self.1 += 1;
-            match self.0(self.1) {
+            self.number += 1;
+            match (self.fails)(self.number) {
                 true => Err(Error::new(Code::Io).found("a failure made by the test")),
                 false => Ok(()),
             }

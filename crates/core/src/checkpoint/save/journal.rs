@@ -283,3 +283,199 @@ fn parse_mark(text: &str) -> Option<Mark> {
 fn broken(found: impl Display) -> Error {
     Error::new(Code::BrokenJournal).found(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rstest::rstest;
+    use tempfile::{TempDir, tempdir};
+
+    use super::*;
+
+    const SINGLE: &str = "model.safetensors";
+    const INDEX: &str = "model.safetensors.index.json";
+    const STAGE: &str = ".model.safetensors.index.json.0123456789abcdef.partial";
+
+    fn entry(folder: &TempDir, name: &str) -> Entry {
+        Entry::at(folder.path(), name).unwrap().unwrap()
+    }
+
+    /// A folder in which shards are about to replace a single file, and the journal of that.
+    fn pending() -> (TempDir, Journal) {
+        let folder = tempdir().unwrap();
+        for (name, bytes) in [(STAGE, "index"), (SINGLE, "single"), ("a.safetensors", "a")] {
+            fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        let staged = entry(&folder, STAGE);
+        let journal = Journal {
+            main: Entry {
+                name: INDEX.to_owned(),
+                mark: staged.mark,
+            },
+            stage: STAGE.to_owned(),
+            new: vec![entry(&folder, "a.safetensors")],
+            superseded: vec![entry(&folder, SINGLE)],
+        };
+        (folder, journal)
+    }
+
+    fn rename(folder: &TempDir, from: &str, to: &str) {
+        fs::rename(folder.path().join(from), folder.path().join(to)).unwrap();
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (folder, mut journal) = pending();
+        journal.superseded.push(Entry {
+            name: "sub/b.safetensors".to_owned(),
+            mark: Mark {
+                len: u64::MAX,
+                modified: (-1, 999_999_999),
+            },
+        });
+        let path = folder.path().join(Journal::name(SINGLE));
+        assert_eq!(Journal::read(folder.path(), SINGLE).unwrap(), None);
+        fs::write(path, journal.to_bytes()).unwrap();
+        assert_eq!(Journal::read(folder.path(), SINGLE).unwrap(), Some(journal));
+        assert_eq!(
+            Journal::read(folder.path(), "other.safetensors").unwrap(),
+            None
+        );
+    }
+
+    #[test]
+    fn names_of_journals() {
+        assert_eq!(
+            Journal::single_of(".model.safetensors.commit"),
+            Some(SINGLE)
+        );
+        assert_eq!(
+            Journal::single_of(&Journal::name("a.b.safetensors")),
+            Some("a.b.safetensors")
+        );
+        for name in [
+            ".git.commit",
+            "model.safetensors.commit",
+            ".model.safetensors",
+            ".commit",
+        ] {
+            assert_eq!(Journal::single_of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_renaming_of_the_main_file_decides() {
+        let (folder, journal) = pending();
+        let stand = || journal.stand(folder.path()).unwrap();
+        let overruled = |names: &[&str]| journal.overruled(folder.path(), names).unwrap();
+        assert_eq!(stand(), Stand::Pending);
+        assert_eq!(
+            overruled(&[SINGLE, INDEX, "a.safetensors"]),
+            ["a.safetensors"]
+        );
+        rename(&folder, STAGE, INDEX);
+        assert_eq!(stand(), Stand::Committed);
+        assert_eq!(overruled(&[SINGLE, INDEX]), [SINGLE]);
+        assert!(overruled(&[INDEX]).is_empty());
+        fs::remove_file(folder.path().join(SINGLE)).unwrap();
+        assert_eq!(
+            overruled(&[SINGLE]),
+            [SINGLE],
+            "removed since it was listed"
+        );
+        // Somebody saves a single file with other means.
+        fs::write(folder.path().join(SINGLE), "another one").unwrap();
+        assert!(overruled(&[SINGLE, INDEX]).is_empty());
+        // Somebody replaces the index.
+        fs::write(folder.path().join(INDEX), "another index").unwrap();
+        assert_eq!(stand(), Stand::Void);
+        assert!(overruled(&[SINGLE, INDEX]).is_empty());
+        fs::remove_file(folder.path().join(INDEX)).unwrap();
+        assert_eq!(stand(), Stand::Void);
+    }
+
+    /// With this in the place of `good`.
+    fn text(good: &str, bad: &str) -> String {
+        let mark = "4 1.000000000";
+        let text = format!(
+            r#"{{"version": "1", "main": {{"{INDEX}": "{mark}"}}, "stage": "{STAGE}",
+                "new": {{"a.safetensors": "{mark}"}}, "superseded": {{"{SINGLE}": "{mark}"}}}}"#
+        );
+        Journal::parse(text.as_bytes(), SINGLE).unwrap();
+        assert!(text.contains(good));
+        text.replace(good, bad)
+    }
+
+    #[rstest]
+    #[case::empty("")]
+    #[case::not_json("no journal")]
+    #[case::another_document("[]")]
+    #[case::nothing_in_it("{}")]
+    #[case::cut_off(&text(r#""}}"#, ""))]
+    #[case::more_behind_it(&text(r#""}}"#, r#""}} 1"#))]
+    #[case::another_version(&text(r#""1""#, r#""2""#))]
+    #[case::a_number(&text(r#""1""#, "1"))]
+    #[case::an_unknown_key(&text(r#""version""#, r#""x": "1", "version""#))]
+    #[case::a_key_twice(&text(r#""version""#, r#""version": "1", "version""#))]
+    #[case::no_stage(&text(r#""stage": "#, r#""new": {}, "x": "#))]
+    #[case::a_stage_elsewhere(&text(STAGE, "./x/../y.safetensors.0123456789abcdef.partial"))]
+    #[case::a_stage_that_is_none(&text(STAGE, "README.md"))]
+    #[case::main_of_another_checkpoint(&text(INDEX, "other.safetensors.index.json"))]
+    #[case::main_that_is_a_shard(&text(INDEX, "b.safetensors"))]
+    #[case::main_elsewhere(&text(INDEX, "../model.safetensors.index.json"))]
+    #[case::two_main_files(&text(r#""main": {"#, r#""main": {"model.safetensors": "1 1.0", "#))]
+    #[case::no_main_file(&text(r#""main": {"model.safetensors.index.json": "4 1.000000000"}"#, r#""main": {}"#))]
+    #[case::out_of_the_folder(&text("a.safetensors", "../a.safetensors"))]
+    #[case::below_and_out(&text("a.safetensors", "x/../../a.safetensors"))]
+    #[case::absolute(&text("a.safetensors", "/tmp/a.safetensors"))]
+    #[case::no_safetensors_file(&text("a.safetensors", "config.json"))]
+    #[case::a_hidden_end(&text("a.safetensors", r"a.safetensors\u0000"))]
+    #[case::another_index(&text("a.safetensors", "other.safetensors.index.json"))]
+    #[case::another_variants_index(&text("a.safetensors", "model.safetensors.index.fp16.json"))]
+    #[case::an_index_elsewhere(&text("a.safetensors", "x/model.safetensors.index.json"))]
+    #[case::no_mark(&text("4 1.000000000", ""))]
+    #[case::half_a_mark(&text("4 1.000000000", "4"))]
+    #[case::a_negative_length(&text("4 1.000000000", "-4 1.000000000"))]
+    #[case::entries_in_a_list(&text(r#"{"a.safetensors": "4 1.000000000"}"#, r#"["a.safetensors"]"#))]
+    #[case::deep(&format!(r#"{{"new": {}"#, "[".repeat(1 << 20)))]
+    fn what_no_save_wrote_is_refused(#[case] text: &str) {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join(Journal::name(SINGLE));
+        fs::write(&path, text).unwrap();
+        let error = Journal::read(folder.path(), SINGLE).unwrap_err();
+        assert_eq!(error.code(), Code::BrokenJournal, "{error}");
+        assert_eq!(error.path(), Some(&*path));
+    }
+
+    #[test]
+    fn only_a_regular_file_of_some_size_is_read() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join(Journal::name(SINGLE));
+        let refused = || {
+            let error = Journal::read(folder.path(), SINGLE).unwrap_err();
+            assert_eq!(error.code(), Code::BrokenJournal, "{error}");
+            assert_eq!(error.path(), Some(&*path));
+        };
+        let good = folder.path().join("good");
+        fs::write(&good, text("", "")).unwrap();
+        for target in [&*good, Path::new("/dev/zero"), Path::new("nowhere")] {
+            symlink(target, &path).unwrap();
+            refused();
+            fs::remove_file(&path).unwrap();
+        }
+        let mode = rustix::fs::Mode::RUSR;
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, mode, 0).unwrap();
+        refused();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        refused();
+        fs::remove_dir(&path).unwrap();
+        fs::File::create(&path)
+            .unwrap()
+            .set_len(LONGEST + 1)
+            .unwrap();
+        refused();
+    }
+}

@@ -18,6 +18,8 @@ mod recover;
 mod shard_size;
 #[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
 mod shards;
+#[cfg(test)]
+mod testing;
 #[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
 mod ties;
 
