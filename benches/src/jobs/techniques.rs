@@ -40,9 +40,6 @@ pub(super) const COLD: Job = Job {
     cache: Cache::Cold,
     contenders: &[
         Contender::ours("all", "all techniques", |path| load(path, 2, None)),
-        Contender::rival("no-read-ahead", "the disk is not told what comes", |path| {
-            load(path, 2, Some(Technique::ReadAhead))
-        }),
         Contender::rival("any-order", "in the order of the names", |path| {
             load(path, 2, Some(Technique::FileOrder))
         }),

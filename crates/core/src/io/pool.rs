@@ -119,12 +119,6 @@ impl ReadAt for PooledFile {
         self.pool.file(self)?.read_at(offset, buf)
     }
 
-    fn will_need(&self, offset: u64, len: u64) {
-        if let Ok(file) = self.pool.file(self) {
-            file.will_need(offset, len);
-        }
-    }
-
     fn prefers_one_stream(&self) -> bool {
         let file = self.pool.file(self);
         file.is_ok_and(|file| file.prefers_one_stream())

@@ -40,9 +40,6 @@ pub trait ReadAt: Debug + Send + Sync {
         None
     }
 
-    /// Says that these bytes will be read soon. A hint: it may do nothing, and never fails.
-    fn will_need(&self, _offset: u64, _len: u64) {}
-
     /// Whether one stream reads it faster than several.
     fn prefers_one_stream(&self) -> bool {
         false
@@ -139,16 +136,6 @@ impl ReadAt for FileSource {
 
     fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
         pread_exact(&self.file, offset, buf).map_err(|error| error.at_path(&self.path))
-    }
-
-    #[cfg(target_os = "linux")]
-    fn will_need(&self, offset: u64, len: u64) {
-        use rustix::fs::{Advice, fadvise};
-        if let Some(len) = std::num::NonZeroU64::new(len)
-            && is_cold(&self.file, offset)
-        {
-            let _hint_refused = fadvise(&self.file, offset, Some(len), Advice::WillNeed);
-        }
     }
 
     #[cfg(target_os = "linux")]
@@ -258,17 +245,6 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, Identity)> {
         return Err(Error::new(Code::NotRegularFile).found(describe(&metadata)));
     }
     Ok((file, Identity::of(&metadata)))
-}
-
-/// Whether the byte at `offset` would have to be fetched from the medium: asked by reading it
-/// without being willing to wait.
-#[cfg(target_os = "linux")]
-fn is_cold(file: &File, offset: u64) -> bool {
-    use rustix::io::ReadWriteFlags;
-    let mut byte = [0];
-    let mut bytes = [io::IoSliceMut::new(&mut byte)];
-    let read = rustix::io::preadv2(file, &mut bytes, offset, ReadWriteFlags::NOWAIT);
-    read == Err(Errno::AGAIN)
 }
 
 /// The error of opening a path, by cause.

@@ -15,8 +15,6 @@ pub enum Technique {
     FileOrder = 2,
     /// Pieces of 8 MiB rather than of 512 KiB.
     LongPieces = 4,
-    /// The medium is told what comes.
-    ReadAhead = 8,
 }
 
 static OFF: AtomicU8 = AtomicU8::new(0);
