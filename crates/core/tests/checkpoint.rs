@@ -271,3 +271,12 @@ fn for_an_unknown_name_all_shards_are_opened_to_say_which_was_meant() {
     assert_eq!(checkpoint.names(), ["a", "b", "c", "d"]);
     refused(checkpoint.read("weight"), Code::TensorMissing);
 }
+
+#[test]
+fn a_folder_with_two_checkpoints_is_refused_also_for_one_tensor() {
+    let folder = support::healthy();
+    let options = only(&["b"]);
+    assert_eq!(folder.open_with(&options).unwrap().files().len(), 1);
+    folder.shard("model.safetensors", &[("b", &[9])]);
+    refused(folder.open_with(&options), Code::AmbiguousCheckpoint);
+}

@@ -42,6 +42,18 @@ pub(crate) enum Located {
 }
 
 impl Place {
+    /// As [`Place::at`], but a folder that has `model.safetensors.index.json` and no
+    /// `model.safetensors` is told without listing it: most folders of many shards are like that.
+    pub(crate) fn at_a_glance(path: &Path) -> Result<Self> {
+        let [stem, ..] = STEMS;
+        let index = path.join(format!("{stem}.safetensors.index.json"));
+        let single = path.join(format!("{stem}.safetensors"));
+        match index.is_file() && matches!(single.try_exists(), Ok(false)) {
+            true => Ok(Self::Index(index)),
+            false => Self::at(path),
+        }
+    }
+
     /// What is at `path`.
     pub(crate) fn at(path: &Path) -> Result<Self> {
         let metadata = fs::metadata(path).map_err(|error| open_error(error).at_path(path))?;

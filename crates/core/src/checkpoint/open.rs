@@ -85,7 +85,12 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
 
 fn open_once(path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Checkpoint> {
     let opener = Opener::new(options);
-    let located = match Place::at(path)? {
+    let place = match (&options.only, &options.variant) {
+        // Nobody is going to be warned of other files.
+        (Some(_), None) => Place::at_a_glance(path)?,
+        _ => Place::at(path)?,
+    };
+    let located = match place {
         Place::File(file) => Located::File(file),
         Place::Index(index) => Located::Index(index),
         Place::Folder(listing) => {
