@@ -1,0 +1,209 @@
+//! Bytes into one new file: its space reserved, written, and brought to the medium.
+//!
+//! A large file that must be on the medium goes around the page cache: through the cache, every byte
+//! would be copied, kept, and written later, while all wait for the medium anyway. Everything else is
+//! handed to the kernel from where it lies.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+
+use super::direct::DirectWriter;
+use crate::{Code, Durability, Error, Result};
+
+/// Below this, the page cache is no slower.
+const WORTH_DIRECT: u64 = 16 << 20;
+
+/// What is smaller than this is gathered, so that small tensors do not take a call each.
+const GATHER: usize = 64 << 10;
+
+/// Writes a new file, front to back.
+#[derive(Debug)]
+pub(crate) struct Sink<'f> {
+    file: &'f File,
+    durability: Durability,
+    len: u64,
+    written: u64,
+    way: Way<'f>,
+}
+
+#[derive(Debug)]
+enum Way<'f> {
+    Cached(BufWriter<&'f File>),
+    Direct(DirectWriter),
+}
+
+impl<'f> Sink<'f> {
+    /// A sink for `len` bytes into an empty file, whose space is reserved where the file system can.
+    ///
+    /// Memory: 64 KiB; 16 MiB for a file of 16 MiB or more that is to be durable.
+    ///
+    /// # Errors
+    /// `io` where there is no room for the file.
+    pub(crate) fn new(file: &'f File, len: u64, durability: Durability) -> Result<Self> {
+        reserve(file, len).map_err(failed)?;
+        let direct = match durability {
+            Durability::Durable if len >= WORTH_DIRECT => DirectWriter::start(file),
+            _ => None,
+        };
+        let way = match direct {
+            Some(direct) => Way::Direct(direct),
+            None => Way::Cached(BufWriter::with_capacity(GATHER, file)),
+        };
+        Ok(Self {
+            file,
+            durability,
+            len,
+            written: 0,
+            way,
+        })
+    }
+
+    /// Writes the next bytes, or takes them in to be written.
+    ///
+    /// # Errors
+    /// `io`, perhaps of an earlier write; the file is of no use then.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.written = self.written.saturating_add(bytes.len() as u64);
+        match &mut self.way {
+            Way::Cached(file) => file.write_all(bytes),
+            Way::Direct(file) => file.write(bytes),
+        }
+        .map_err(failed)
+    }
+
+    /// Writes what is left; for [`Durability::Durable`], returns when the file is on the medium.
+    ///
+    /// # Errors
+    /// `io`; `buffer-size` where the file did not get the bytes that it was to have.
+    pub(crate) fn finish(self) -> Result<()> {
+        if self.written != self.len {
+            return Err(Error::new(Code::BufferSize)
+                .expected(format_args!("{} bytes", self.len))
+                .found(self.written));
+        }
+        match self.way {
+            Way::Cached(mut file) => file.flush(),
+            Way::Direct(file) => file.finish(),
+        }
+        .map_err(failed)?;
+        match self.durability {
+            // Once, whatever it answers: after a failure the kernel forgets what it could not write,
+            // and a second call would succeed.
+            Durability::Durable => self.file.sync_all().map_err(failed),
+            Durability::Cached => Ok(()),
+        }
+    }
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::io(Code::Io, error)
+}
+
+/// Takes the space of a file, so that a full medium is known before anything is written.
+#[cfg(target_os = "linux")]
+fn reserve(file: &File, len: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::io::Errno;
+    if len == 0 {
+        return Ok(());
+    }
+    match fallocate(file, FallocateFlags::empty(), 0, len) {
+        Err(full @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(full.into()),
+        // It can do without.
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(_file: &File, _len: u64) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use rstest::rstest;
+    use tempfile::{tempdir, tempdir_in};
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// Bytes in which every block differs from every other.
+    fn bytes(len: usize) -> Vec<u8> {
+        let words = (0..len.div_ceil(8) as u64).map(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        bytes.truncate(len);
+        bytes
+    }
+
+    /// Writes parts of this length, and returns what the file is then.
+    #[track_caller]
+    fn round_trip(folder: &Path, bytes: &[u8], part: usize, durability: Durability) {
+        let path = folder.join("file");
+        let file = File::create(&path).unwrap();
+        let mut sink = Sink::new(&file, bytes.len() as u64, durability).unwrap();
+        for part in bytes.chunks(part) {
+            sink.write(part).unwrap();
+        }
+        sink.finish().unwrap();
+        assert!(fs::read(path).unwrap() == bytes, "{} bytes", bytes.len());
+    }
+
+    #[rstest]
+    fn files_are_what_was_written(
+        #[values(0, 1, 4095, 4096, 4097, GATHER - 1, GATHER, GATHER + 1, MIB)] len: usize,
+        #[values(Durability::Durable, Durability::Cached)] durability: Durability,
+    ) {
+        let folder = tempdir().unwrap();
+        for part in [1000, 4096, MIB] {
+            round_trip(folder.path(), &bytes(len), part, durability);
+        }
+    }
+
+    #[rstest]
+    fn large_files_are_what_was_written(
+        #[values(16 * MIB - 1, 16 * MIB, 16 * MIB + 1, 20 * MIB - 4096, 37 * MIB + 4097)]
+        len: usize,
+        #[values(100_003, 8 * MIB, usize::MAX)] part: usize,
+    ) {
+        let folder = tempdir().unwrap();
+        round_trip(folder.path(), &bytes(len), part, Durability::Durable);
+    }
+
+    #[test]
+    fn memory_file_systems_take_large_files_too() {
+        let Ok(folder) = tempdir_in("/dev/shm") else {
+            eprintln!("WARNING: NOT TESTED: there is no /dev/shm");
+            return;
+        };
+        let bytes = bytes(17 * MIB + 5);
+        round_trip(folder.path(), &bytes, usize::MAX, Durability::Durable);
+    }
+
+    #[test]
+    fn a_file_that_gets_too_little_is_no_success() {
+        let folder = tempdir().unwrap();
+        let file = File::create(folder.path().join("file")).unwrap();
+        for (len, given) in [(10, 9), (10, 11), (20 << 20, 9)] {
+            let mut sink = Sink::new(&file, len, Durability::Durable).unwrap();
+            sink.write(&bytes(given)).unwrap();
+            assert_eq!(sink.finish().unwrap_err().code(), Code::BufferSize);
+        }
+    }
+
+    #[test]
+    fn a_full_medium_is_an_error() {
+        let Ok(file) = File::options().write(true).open("/dev/full") else {
+            eprintln!("WARNING: NOT TESTED: there is no /dev/full");
+            return;
+        };
+        let mut sink = Sink::new(&file, 3, Durability::Cached).unwrap();
+        sink.write(&[1, 2, 3]).unwrap();
+        let error = sink.finish().unwrap_err();
+        assert_eq!(error.code(), Code::Io);
+        assert_eq!(error.io_error().unwrap().kind(), io::ErrorKind::StorageFull);
+    }
+}
