@@ -36,7 +36,8 @@ mod limits;
 pub use checkpoint::{
     CastRecord, Checkpoint, CheckpointKind, Dialect, DtypeRule, Durability, Fill, Filter, Index,
     Io, LoadOptions, LoadReport, Mismatch, OpenOptions, Plan, Planned, Prefer, Rename, SaveOptions,
-    SaveTensor, ShardFile, ShardSize, Sharding, Support, Ties, Totals, Unsupported, natural_order,
+    SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding, Support, Ties, Totals,
+    Unsupported, natural_order, save, write_to,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;

@@ -15,7 +15,7 @@ use crate::format::json::Cursor;
 use crate::format::skip::{Keys, Repeats};
 use crate::format::sniff::foreign_format;
 use crate::io::source::{FileSource, ReadAt, read_vec};
-use crate::{Code, Error, Finding, Limits, Prefix, Result};
+use crate::{Code, Dialect, Error, Finding, Limits, Prefix, Result};
 
 /// Containers that are open around a value of `metadata`.
 const OPEN_AROUND: usize = 2;
@@ -34,6 +34,8 @@ pub struct Index {
     /// Positions in `shards`; the checkpoint takes it.
     pub(crate) weight_map: HashMap<String, u32>,
     pub(crate) warnings: Vec<Finding>,
+    /// Whose spelling it is, as far as its last byte shows.
+    pub(crate) dialect: Dialect,
 }
 
 impl Index {
@@ -120,6 +122,10 @@ impl Index {
             shards: parser.shards.names,
             weight_map,
             warnings,
+            dialect: match json.ends_with(b"\n") {
+                true => Dialect::Transformers,
+                false => Dialect::Hub,
+            },
         })
     }
 

@@ -28,7 +28,10 @@ pub use locate::Prefer;
 pub use names::natural_order;
 pub use open::{Io, OpenOptions};
 pub use report::{CastRecord, LoadReport, Mismatch};
-pub use save::{Dialect, Durability, SaveOptions, SaveTensor, ShardSize, Sharding, Ties};
+pub use save::{
+    Dialect, Durability, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardSize, Sharding, Ties,
+    save, write_to,
+};
 pub use shard_file::ShardFile;
 
 /// A set of named tensors in one file, or in shards with an index.

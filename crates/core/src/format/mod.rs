@@ -11,5 +11,4 @@ pub(crate) mod python_json;
 pub(crate) mod skip;
 pub(crate) mod slice;
 pub(crate) mod sniff;
-#[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
 pub(crate) mod write;

@@ -40,6 +40,16 @@ pub(crate) struct NewTensor<'a> {
     pub(crate) shape: &'a [u64],
 }
 
+impl NewTensor<'_> {
+    /// Bytes of its data.
+    ///
+    /// # Errors
+    /// `shape-overflow`, `sub-byte-remainder`.
+    pub(crate) fn byte_len(&self) -> Result<u64> {
+        layout::byte_len(self.dtype, self.shape, layout::elements(self.shape))
+    }
+}
+
 /// What a new file begins with, and what has to follow: for the same input the very bytes that the
 /// reference writes, except that metadata is sorted, where the reference's order is random.
 #[derive(Debug)]
@@ -95,11 +105,6 @@ impl NewHeader {
         &self.order
     }
 
-    /// Bytes of all tensors.
-    pub(crate) fn data_len(&self) -> u64 {
-        self.data_len
-    }
-
     /// Bytes of the whole file.
     pub(crate) fn file_len(&self) -> u64 {
         self.bytes.len() as u64 + self.data_len
@@ -127,9 +132,7 @@ pub(crate) fn name_twice(name: &str) -> Error {
 }
 
 fn end_of(tensor: &NewTensor<'_>, start: u64) -> Result<u64> {
-    let elements = layout::elements(tensor.shape);
-    let bytes = layout::byte_len(tensor.dtype, tensor.shape, elements)?;
-    let end = start.checked_add(bytes);
+    let end = start.checked_add(tensor.byte_len()?);
     end.ok_or_else(|| Error::new(Code::OffsetsOverflow))
 }
 
@@ -212,10 +215,6 @@ pub(crate) mod tests {
         let data = header.order().iter().flat_map(|&position| &data[position]);
         let file: Vec<u8> = header.bytes().iter().chain(data).copied().collect();
         assert_eq!(header.file_len(), file.len() as u64);
-        assert_eq!(
-            header.data_len(),
-            (file.len() - header.bytes().len()) as u64
-        );
         file
     }
 
@@ -358,7 +357,7 @@ pub(crate) mod tests {
             let tensors = (0..count).map(|number| (number.to_string(), Dtype::U8, vec![largest]));
             header(&tensors.collect(), &Metadata::new(), DataAlignment::Word)
         };
-        assert_eq!(file(7).unwrap().data_len(), 7 * largest);
+        assert_eq!(file(7).unwrap().data_len, 7 * largest);
         // Eight leave no room for the header.
         for count in [8, 9] {
             assert_eq!(file(count).unwrap_err().code(), Code::OffsetsOverflow);

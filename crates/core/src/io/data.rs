@@ -19,6 +19,13 @@ pub trait TensorData: Send + Sync {
         None
     }
 
+    /// Whether the bytes are made by copying a tensor that is not held as a file holds it: on a device,
+    /// or with strides. [`SaveReport::materialised`](crate::SaveReport::materialised) names such
+    /// tensors.
+    fn is_materialised(&self) -> bool {
+        false
+    }
+
     /// Gives all bytes to `write`, front to back, in one part or in many. Called once for each time
     /// that the tensor is stored, from one of the saving threads.
     ///

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -107,7 +106,7 @@ impl DirectWriter {
         self.wait();
         self.check()?;
         use_cache(&self.file)?;
-        self.file.write_all_at(&last, self.offset)
+        write_at(&self.file, &last, self.offset)
     }
 
     /// Hands the next bytes of the file to whichever thread is free first.

@@ -70,16 +70,16 @@ impl fmt::Debug for ReadOptions {
     }
 }
 
-/// How far a read has come, in bytes of the files.
+/// How far a read or a save has come, in bytes of tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes read so far.
+    /// Bytes read or written so far.
     pub done: u64,
-    /// Bytes to read in all.
+    /// Bytes to read or to write in all.
     pub total: u64,
 }
 
-/// A switch that stops a running read, from any thread; clones share it.
+/// A switch that stops a running read or save, from any thread; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<Switch>);
 
@@ -99,7 +99,7 @@ impl Cancel {
         }))
     }
 
-    /// Stops every read that was given this switch; they fail with `cancelled`.
+    /// Stops every read and save that was given this switch; they fail with `cancelled`.
     pub fn cancel(&self) {
         self.0.used.store(true, Ordering::Relaxed);
     }

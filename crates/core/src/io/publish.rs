@@ -229,15 +229,10 @@ fn open_new(path: &Path, mode: Mode) -> io::Result<File> {
 }
 
 pub(super) fn open_folder(folder: &Path) -> Result<File> {
-    // The folder of a bare file name.
-    let path = match folder.as_os_str().is_empty() {
-        true => Path::new("."),
-        false => folder,
-    };
     OpenOptions::new()
         .read(true)
         .custom_flags(OFlags::DIRECTORY.bits() as i32)
-        .open(path)
+        .open(folder)
         .map_err(|error| open_error(error).at_path(folder))
 }
 
@@ -451,7 +446,6 @@ mod tests {
     fn a_folder_is_synced_and_a_file_is_none() {
         let folder = tempdir().unwrap();
         sync_folder(folder.path()).unwrap();
-        sync_folder(Path::new("")).unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
         assert_eq!(sync_folder(&file).unwrap_err().code(), Code::NotFound);

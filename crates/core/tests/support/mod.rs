@@ -17,6 +17,8 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub mod tensors;
+
 /// The bytes of a safetensors file that holds these tensors as `U8` vectors.
 pub fn bytes_of(tensors: &[(&str, &[u8])]) -> Vec<u8> {
     let tensors = tensors

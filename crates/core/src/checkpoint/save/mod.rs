@@ -3,29 +3,42 @@
 
 mod bridge;
 mod change;
-#[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
 mod commit;
-#[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
 mod destination;
-#[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
 mod dialect;
 pub(super) mod journal;
 mod options;
 #[cfg(test)]
 mod oracle;
 mod owned;
+mod prepare;
 mod recover;
 mod shard_size;
-#[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
 mod shards;
+mod stored;
 #[cfg(test)]
 mod testing;
-#[cfg_attr(not(test), expect(dead_code, reason = "saving will use it"))]
 mod ties;
+mod workers;
+mod write;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::{Dtype, TensorData};
+use destination::Destination;
+use prepare::{NewFile, Prepared};
+use shards::Names;
+use workers::Meter;
+use write::write_file;
+
+use crate::format::write::NewTensor;
+use crate::io::lock::FolderLock;
+use crate::io::publish::{Mode, Publish, Stage, sync_folder};
+use crate::io::sink::Sink;
+use crate::{Code, Dtype, Error, Result, TensorData};
 
 pub use options::{Dialect, Durability, SaveOptions, Sharding, Ties};
 pub use shard_size::ShardSize;
@@ -57,6 +70,15 @@ impl<'t> SaveTensor<'t> {
             data: Box::new(data),
         }
     }
+
+    /// As a header describes it.
+    fn described(&self) -> NewTensor<'_> {
+        NewTensor {
+            name: &self.name,
+            dtype: self.dtype,
+            shape: &self.shape,
+        }
+    }
 }
 
 impl fmt::Debug for SaveTensor<'_> {
@@ -67,4 +89,222 @@ impl fmt::Debug for SaveTensor<'_> {
             .field("shape", &self.shape)
             .finish_non_exhaustive()
     }
+}
+
+/// What a save wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SaveReport {
+    /// The files with tensors, in the order of their numbers.
+    pub files: Vec<SavedFile>,
+    /// The name of the index, if there is one.
+    pub index: Option<String>,
+    /// Bytes of all tensors that were stored.
+    pub total_size: u64,
+    /// Names that were recorded instead of being stored, and the tensor that each stands for: of tied
+    /// tensors, and [`SaveOptions::aliases`].
+    pub aliases: BTreeMap<String, String>,
+    /// Tensors whose bytes had to be made by copying, because they do not lie in memory as a file
+    /// holds them.
+    pub materialised: Vec<String>,
+    /// Files of the checkpoint before that are still there. The next save tries again to remove them.
+    pub left_behind: Vec<PathBuf>,
+}
+
+/// A file that was saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedFile {
+    /// Its name in the folder.
+    pub name: String,
+    /// Its length, header included.
+    pub bytes: u64,
+}
+
+/// Saves tensors as one checkpoint.
+///
+/// A path that ends in `.safetensors` is that one file, whatever its size; its folder must exist. Any
+/// other path is a folder, which is made if need be: it gets one file, or shards with an index where
+/// the tensors are more than [`SaveOptions::max_shard_size`].
+///
+/// - At every instant, whoever reads `path` finds what was there before or what is saved now, whole:
+///   after a failure, a kill or a power failure too. When the call returns, everything is on the
+///   medium, unless [`Durability::Cached`] was asked for.
+/// - In a folder, the checkpoint of the same stem and variant is replaced, and exactly its files are
+///   removed. With the path of a file, nothing but that file is replaced.
+/// - Where a file is replaced, the new one has its mode; a link is replaced itself and never written
+///   through.
+/// - The same tensors and options give the same bytes, however many threads write them.
+/// - Tensors may be read from the very files that are replaced; see
+///   [`Checkpoint::save_tensors`](crate::Checkpoint::save_tensors).
+///
+/// Memory: the headers, and for each writing thread 64 KiB, or 16 MiB where files of 16 MiB and more
+/// are to be durable. A tensor that lies in memory as a file holds it is not copied.
+///
+/// # Errors
+/// What was there before stays. Before anything is on disk: `name-collision`, `reserved-name`,
+/// `shape-overflow`, `sub-byte-remainder`, `tied-tensors`, `shard-list`, `checkpoint-name`,
+/// `metadata-clash`; `tensor-short` and `tensor-long` where a tensor's data are known not to be as many
+/// bytes as its dtype and shape say; `not-a-regular-file` where something is in the way that must not
+/// be replaced. Later: `tensor-short`, `tensor-long`, whatever else a tensor's data answer, `io` with
+/// the file, `cancelled`; `broken-journal` where a save that died left something that cannot be
+/// understood.
+///
+/// ```
+/// use safeshard_core::{Checkpoint, Dtype, SaveOptions, SaveTensor, save};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model");
+/// let scale: Vec<u8> = [1.0f32, 2.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+/// let step = 7i64.to_le_bytes();
+/// let tensors = vec![
+///     SaveTensor::new("scale", Dtype::F32, [2], scale.as_slice()),
+///     SaveTensor::new("step", Dtype::I64, [], step.as_slice()),
+/// ];
+/// let report = save(tensors, &path, &SaveOptions::default())?;
+/// assert_eq!(report.files[0].name, "model.safetensors");
+/// assert_eq!(report.total_size, 2 * 4 + 8);
+/// assert_eq!(Checkpoint::open(&path)?.read("scale")?, scale);
+/// # Ok::<(), safeshard_core::Error>(())
+/// ```
+pub fn save(
+    tensors: Vec<SaveTensor<'_>>,
+    path: impl AsRef<Path>,
+    options: &SaveOptions,
+) -> Result<SaveReport> {
+    let path = path.as_ref();
+    match path.extension() {
+        Some(end) if end == "safetensors" => save_file(&tensors, path, options),
+        _ => save_folder(&tensors, path, options),
+    }
+}
+
+/// Writes tensors as one file to anything that takes bytes: the very bytes that [`save`] gives to a
+/// path that ends in `.safetensors`. Nothing is sought, and nothing is synced.
+///
+/// Memory: the header. Tensors in memory are handed to `writer` from there, large ones in pieces of
+/// 8 MiB; a small one is a write of its own, so wrap a slow writer in a [`BufWriter`](io::BufWriter).
+///
+/// # Errors
+/// As [`save`], as far as tensors, metadata and ties are concerned; `io` with what `writer` answered;
+/// `cancelled`.
+///
+/// ```
+/// use safeshard_core::{Checkpoint, Dtype, SaveOptions, SaveTensor, write_to};
+///
+/// let tensor = SaveTensor::new("w", Dtype::U8, [3], &[1, 2, 3][..]);
+/// let mut bytes = Vec::new();
+/// write_to(vec![tensor], &mut bytes, &SaveOptions::default())?;
+/// assert_eq!(Checkpoint::from_bytes(bytes)?.read("w")?, [1, 2, 3]);
+/// # Ok::<(), safeshard_core::Error>(())
+/// ```
+pub fn write_to(
+    tensors: Vec<SaveTensor<'_>>,
+    mut writer: impl io::Write,
+    options: &SaveOptions,
+) -> Result<()> {
+    let prepared = Prepared::new(&tensors, options)?;
+    let file = prepared.one_file()?;
+    let meter = Meter::new(options, prepared.total_size);
+    let failed = |error| Error::io(Code::Io, error);
+    let mut sink = |bytes: &[u8]| writer.write_all(bytes).map_err(failed);
+    write_file(&mut sink, &file.header, prepared.in_order(&file), &meter)?;
+    writer.flush().map_err(failed)
+}
+
+/// Replaces one file and looks at nothing else in its folder.
+fn save_file(tensors: &[SaveTensor<'_>], path: &Path, options: &SaveOptions) -> Result<SaveReport> {
+    let prepared = Prepared::new(tensors, options)?;
+    let file = prepared.one_file()?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| {
+        let error = Error::new(Code::CheckpointName).at_path(path);
+        error.found("a name that is not UTF-8")
+    })?;
+    let mode = Mode::at(path)?;
+    let meter = Meter::new(options, prepared.total_size);
+    // Without the lock of the folder, so that saves of different files do not wait for each other: as
+    // long as the descriptor is open, nobody sweeps the stage.
+    let (stage, _open) = stage(&prepared, &file, folder, name, mode, &meter)?;
+    let lock = FolderLock::acquire(folder, options.cancel.as_ref())?;
+    recover::recover(folder, name, &lock)?;
+    meter.go_on()?;
+    stage.publish(Publish::Replace)?;
+    if options.durability == Durability::Durable {
+        sync_folder(folder)?;
+    }
+    Ok(prepared.report(&[file], vec![name.to_owned()]))
+}
+
+/// Replaces the checkpoint of the options' stem and variant.
+fn save_folder(
+    tensors: &[SaveTensor<'_>],
+    folder: &Path,
+    options: &SaveOptions,
+) -> Result<SaveReport> {
+    let prepared = Prepared::new(tensors, options)?;
+    let files = prepared.files()?;
+    let names = Names::new(&options.stem, options.variant.as_deref())?;
+    let sharded = files.len() > 1;
+    // An index that cannot be written is refused before there is a folder.
+    let usual = |number| names.shard(number, files.len(), 1);
+    let usual: Vec<_> = (1..=files.len()).map(usual).collect();
+    let mut index = match sharded {
+        true => Some(prepared.index(&files, &usual)?),
+        false => None,
+    };
+
+    let to = Destination::open(folder, names, options.cancel.as_ref())?;
+    let names = match sharded {
+        true => to.shard_names(files.len())?,
+        false => vec![to.single_name()?],
+    };
+    if sharded && names != usual {
+        index = Some(prepared.index(&files, &names)?);
+    }
+    let meter = Meter::new(options, prepared.total_size);
+    let jobs: Vec<_> = files.iter().zip(&names).collect();
+    let mut shards = meter.each(&jobs, |(file, name)| {
+        let mode = to.mode_for(name)?;
+        let (stage, _closed) = stage(&prepared, file, to.folder(), name, mode, &meter)?;
+        Ok(stage)
+    })?;
+    let index_name = to.index_name();
+    let main = match &index {
+        Some(bytes) => {
+            let mode = to.mode_for(&index_name)?;
+            change::stage(to.folder(), &index_name, mode, bytes, options.durability)?
+        }
+        // A save without an index has one file.
+        None => shards.remove(0),
+    };
+    let removed = to.commit(shards, main, options.durability)?;
+    Ok(SaveReport {
+        index: index.map(|_| index_name),
+        left_behind: removed.left_behind,
+        ..prepared.report(&files, names)
+    })
+}
+
+/// Writes a file under the name of a stage.
+fn stage(
+    prepared: &Prepared<'_>,
+    file: &NewFile,
+    folder: &Path,
+    name: &str,
+    mode: Mode,
+    meter: &Meter<'_>,
+) -> Result<(Stage, File)> {
+    let (stage, descriptor) = Stage::create(folder, name, mode)?;
+    let write = || {
+        let len = file.header.file_len();
+        let mut sink = Sink::new(&descriptor, len, prepared.options.durability)?;
+        let tensors = prepared.in_order(file);
+        write_file(&mut |bytes| sink.write(bytes), &file.header, tensors, meter)?;
+        sink.finish()
+    };
+    write().map_err(|error| error.at_path(stage.target()))?;
+    Ok((stage, descriptor))
 }

@@ -33,6 +33,9 @@ pub struct SaveOptions {
     pub index_metadata: Vec<(String, Value)>,
     /// What becomes of tensors that share their memory.
     pub ties: Ties,
+    /// More names for tensors, `(name, stored tensor)`, recorded like those of tied tensors. Left out is
+    /// an alias whose tensor is not saved, or whose name is that of a tensor.
+    pub aliases: Vec<(String, String)>,
     /// When the save returns.
     pub durability: Durability,
     /// At which multiple the data section of a file begins.
@@ -58,6 +61,7 @@ impl Default for SaveOptions {
             metadata: Vec::new(),
             index_metadata: Vec::new(),
             ties: Ties::default(),
+            aliases: Vec::new(),
             durability: Durability::default(),
             alignment: DataAlignment::default(),
             threads: None,
@@ -78,6 +82,7 @@ impl fmt::Debug for SaveOptions {
             .field("metadata", &self.metadata)
             .field("index_metadata", &self.index_metadata)
             .field("ties", &self.ties)
+            .field("aliases", &self.aliases)
             .field("durability", &self.durability)
             .field("alignment", &self.alignment)
             .field("threads", &self.threads)

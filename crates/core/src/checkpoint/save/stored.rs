@@ -1,0 +1,196 @@
+//! A checkpoint that is there already as one to be saved: its tensors, read when they are written,
+//! and options that save them as they are.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::{Dialect, SaveOptions, SaveTensor, ShardSize, Sharding};
+use crate::checkpoint::{Checkpoint, CheckpointKind, Index, ShardFile};
+use crate::io::buffer::fill_all;
+use crate::{Result, TensorData, natural_order};
+
+/// Bytes that are read, and then written, at a time.
+const PIECE: u64 = 8 << 20;
+
+impl Checkpoint {
+    /// Its tensors for [`save`](crate::save), in natural order of their names: bytes in memory or
+    /// mapped are written from there, others are read in pieces of 8 MiB when they are written. It
+    /// may be saved to where it is.
+    ///
+    /// Aliases are not among them; [`SaveOptions::like`] has them.
+    ///
+    /// ```
+    /// use safeshard_core::{Checkpoint, SaveOptions, SaveTensor, save};
+    ///
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let (path, small) = (folder.path().join("large"), folder.path().join("small"));
+    /// # let bytes: &[u8] = &[1, 2, 3];
+    /// # let tensor = |name| SaveTensor::new(name, safeshard_core::Dtype::U8, [3], bytes);
+    /// # save(vec![tensor("a"), tensor("b")], &path, &SaveOptions::default())?;
+    /// let checkpoint = Checkpoint::open(&path)?;
+    /// let options = SaveOptions {
+    ///     max_shard_size: "1GB".parse()?,
+    ///     sharding: Default::default(),
+    ///     ..SaveOptions::like(&checkpoint)
+    /// };
+    /// save(checkpoint.save_tensors(), &small, &options)?;
+    /// # Ok::<(), safeshard_core::Error>(())
+    /// ```
+    pub fn save_tensors(&self) -> Vec<SaveTensor<'_>> {
+        let tensors = self.tensors().filter_map(|tensor| {
+            let file = self.file_of(tensor.name)?;
+            let start = file.header.data_start();
+            let stored = Stored {
+                file,
+                range: start + tensor.start..start + tensor.end,
+            };
+            Some(SaveTensor::new(
+                tensor.name,
+                tensor.dtype,
+                tensor.shape,
+                stored,
+            ))
+        });
+        tensors.collect()
+    }
+}
+
+/// A tensor in a file.
+struct Stored<'c> {
+    file: &'c ShardFile,
+    /// Its bytes in the file.
+    range: Range<u64>,
+}
+
+impl Stored<'_> {
+    /// Its bytes, if they are in memory.
+    fn bytes(&self) -> Option<&[u8]> {
+        let start = usize::try_from(self.range.start).ok()?;
+        let end = usize::try_from(self.range.end).ok()?;
+        self.file.source.as_bytes()?.get(start..end)
+    }
+
+    fn read(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let source = &*self.file.source;
+        let len = PIECE.min(self.range.end - self.range.start);
+        let mut memory = vec![MaybeUninit::uninit(); len as usize];
+        let mut at = self.range.start;
+        while at < self.range.end {
+            let len = PIECE.min(self.range.end - at);
+            let piece = memory.get_mut(..len as usize).unwrap_or_default();
+            let piece = fill_all(piece, |filled, rest| {
+                source.read_at(at + filled as u64, rest)
+            })?;
+            write(piece)?;
+            at += len;
+        }
+        source.check_unchanged()
+    }
+}
+
+impl TensorData for Stored<'_> {
+    fn byte_len(&self) -> Option<u64> {
+        Some(self.range.end - self.range.start)
+    }
+
+    fn place(&self) -> Option<Range<usize>> {
+        self.bytes().and_then(|bytes| bytes.place())
+    }
+
+    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        match self.bytes() {
+            Some(bytes) => write(bytes),
+            None => self
+                .read(write)
+                .map_err(|error| error.at_path(self.file.place())),
+        }
+    }
+}
+
+impl SaveOptions {
+    /// Options that save a checkpoint's tensors as they are: under its file names, in its shards, with
+    /// its metadata and aliases, and an index in the spelling of its own.
+    ///
+    /// Of shards, the metadata is that of the first one. Whether an index is by huggingface_hub or by
+    /// transformers is told by its last byte; what else writes none like transformers' counts as
+    /// huggingface_hub's.
+    pub fn like(checkpoint: &Checkpoint) -> Self {
+        let (stem, variant) = stem_and_variant(checkpoint);
+        let is_alias = |name: &str| checkpoint.aliases().contains_key(name);
+        let header = checkpoint.files().first();
+        let header = header.into_iter().flat_map(|file| file.header().metadata());
+        let mut metadata: Vec<_> = header
+            // What every save adds.
+            .filter(|entry| *entry != ("format", "pt") && !is_alias(entry.0))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        let dialect = checkpoint.index().map(|index| index.dialect);
+        let mut index_metadata = Vec::new();
+        let index = checkpoint.index().into_iter();
+        for (key, value) in index.flat_map(Index::metadata) {
+            match (dialect, value) {
+                _ if key == "total_size" || is_alias(key) => {}
+                // Where the metadata of huggingface_hub's checkpoints is.
+                (Some(Dialect::Hub), Value::String(value)) => {
+                    metadata.push((key.clone(), value.clone()));
+                }
+                _ => index_metadata.push((key.clone(), value.clone())),
+            }
+        }
+        let aliases = checkpoint.aliases().iter();
+        Self {
+            stem,
+            variant,
+            max_shard_size: ShardSize::UNLIMITED,
+            sharding: sharding(checkpoint),
+            dialect: dialect.unwrap_or_default(),
+            metadata,
+            index_metadata,
+            aliases: aliases
+                .map(|(dropped, kept)| (dropped.clone(), kept.clone()))
+                .collect(),
+            ..Self::default()
+        }
+    }
+}
+
+fn sharding(checkpoint: &Checkpoint) -> Sharding {
+    let mut files: Vec<_> = checkpoint.files().iter().collect();
+    if files.len() < 2 {
+        return Sharding::Greedy;
+    }
+    // As they are numbered; an index may name them in another order.
+    files.sort_by(|a, b| natural_order(a.name(), b.name()));
+    let served = |file: &ShardFile| {
+        let tensors = file.header().tensors().map(|tensor| tensor.name);
+        let served = tensors.filter(|name| {
+            let owner = checkpoint.file_of(name);
+            owner.is_some_and(|owner| std::ptr::eq(owner, file))
+        });
+        served.map(str::to_owned).collect::<Vec<_>>()
+    };
+    Sharding::Explicit(files.into_iter().map(served).collect())
+}
+
+/// What the checkpoint's files are called, where a save gives such names.
+fn stem_and_variant(checkpoint: &Checkpoint) -> (String, Option<String>) {
+    let name = match (checkpoint.index(), checkpoint.files()) {
+        (Some(index), _) => index.path().file_name().and_then(|name| name.to_str()),
+        (None, [file]) if checkpoint.kind() == CheckpointKind::File => Some(file.name()),
+        (None, _) => None,
+    };
+    let parts = name.and_then(|name| name.split_once(".safetensors"));
+    let owned = |stem: &str, variant: Option<&str>| (stem.to_owned(), variant.map(str::to_owned));
+    match parts {
+        Some((stem, "" | ".index.json")) => owned(stem, None),
+        Some((stem, rest)) => {
+            let variant = rest
+                .strip_prefix(".index.")
+                .and_then(|rest| rest.strip_suffix(".json"));
+            owned(stem, variant)
+        }
+        None => owned(&SaveOptions::default().stem, None),
+    }
+}
