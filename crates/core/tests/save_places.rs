@@ -147,6 +147,24 @@ fn what_was_private_stays_private() {
 }
 
 #[test]
+fn more_shards_than_a_process_may_open_files_are_saved() {
+    const SHARDS: usize = 100;
+    if let Some(folder) = support::child_folder() {
+        let bytes = [7; SHARDS];
+        let tensors = bytes.chunks(1).enumerate();
+        let tensors = tensors.map(|(at, bytes)| vector(&format!("t{at}"), bytes));
+        save(tensors.collect(), folder, &shards_of(1)).unwrap();
+        return;
+    }
+    let folder = Folder::new();
+    support::child(
+        &["sh", "-c", "ulimit -n 40; exec \"$@\"", "sh"],
+        folder.path(),
+    );
+    assert_eq!(folder.open().unwrap().files().len(), SHARDS);
+}
+
+#[test]
 fn nothing_but_the_file_is_touched() {
     let folder = Folder::new();
     save(vectors(&[&[1], &[2]]), folder.path(), &shards_of(1)).unwrap();
