@@ -10,6 +10,9 @@ use crate::io::source::open_error;
 use crate::{Code, Error, Result};
 
 /// What to do in a folder that has both an index and a single file of the same name.
+///
+/// It does not matter in a folder that a save of this library is at work in, or died in: that knows
+/// which of the two counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Prefer {
     /// Refuse: one of the two is out of date, and nothing says which.
@@ -42,18 +45,6 @@ pub(crate) enum Located {
 }
 
 impl Place {
-    /// As [`Place::at`], but a folder that has `model.safetensors.index.json` and no
-    /// `model.safetensors` is told without listing it: most folders of many shards are like that.
-    pub(crate) fn at_a_glance(path: &Path) -> Result<Self> {
-        let [stem, ..] = STEMS;
-        let index = path.join(format!("{stem}.safetensors.index.json"));
-        let single = path.join(format!("{stem}.safetensors"));
-        match index.is_file() && matches!(single.try_exists(), Ok(false)) {
-            true => Ok(Self::Index(index)),
-            false => Self::at(path),
-        }
-    }
-
     /// What is at `path`.
     pub(crate) fn at(path: &Path) -> Result<Self> {
         let metadata = fs::metadata(path).map_err(|error| open_error(error).at_path(path))?;
@@ -69,6 +60,15 @@ impl Place {
             false => Self::File(path.to_path_buf()),
         })
     }
+}
+
+/// The index of a folder that has `model.safetensors.index.json` and no `model.safetensors`, found without
+/// listing it: most folders of many shards are like that.
+pub(crate) fn index_at_a_glance(folder: &Path) -> Option<PathBuf> {
+    let [stem, ..] = STEMS;
+    let index = folder.join(format!("{stem}.safetensors.index.json"));
+    let single = folder.join(format!("{stem}.safetensors"));
+    (index.is_file() && matches!(single.try_exists(), Ok(false))).then_some(index)
 }
 
 /// Of a repository in the Hugging Face cache, the folder of its main revision.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::index::Index;
-use super::locate::{Listing, Located, Place, Prefer};
+use super::locate::{Listing, Located, Place, Prefer, index_at_a_glance};
 use super::names::{natural_order, sample};
 use super::settle::{Seen, settled};
 use super::{Checkpoint, CheckpointKind, ShardFile};
@@ -85,23 +85,25 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
 
 fn open_once(path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Checkpoint> {
     let opener = Opener::new(options);
-    let place = match (&options.only, &options.variant) {
-        // Nobody is going to be warned of other files.
-        (Some(_), None) => Place::at_a_glance(path)?,
-        _ => Place::at(path)?,
-    };
-    let located = match place {
-        Place::File(file) => Located::File(file),
-        Place::Index(index) => Located::Index(index),
-        Place::Folder(listing) => {
-            let listing = seen.listing.insert(listing);
-            listing.choose(options.variant.as_deref())?
-        }
-    };
-    let mut checkpoint = match located {
-        Located::File(file) => opener.file(&file)?,
-        Located::Index(index) => opener.index(&index, seen)?,
-        Located::Both { index, single } => opener.both(&index, &single, seen)?,
+    // Nobody is going to be warned of other files.
+    let glance = options.only.is_some() && options.variant.is_none();
+    let index = glance.then(|| index_at_a_glance(path)).flatten();
+    // It may be gone again, if a single file takes its place.
+    let index = index.and_then(|index| FileSource::open(index).ok());
+    let mut checkpoint = match index {
+        Some(index) => opener.opened_index(index, seen)?,
+        None => match Place::at(path)? {
+            Place::File(file) => opener.file(&file)?,
+            Place::Index(index) => opener.index(&index, seen)?,
+            Place::Folder(listing) => {
+                let listing = seen.listing.insert(listing);
+                match listing.choose(options.variant.as_deref())? {
+                    Located::File(file) => opener.file(&file)?,
+                    Located::Index(index) => opener.index(&index, seen)?,
+                    Located::Both { index, single } => opener.both(&index, &single, seen)?,
+                }
+            }
+        },
     };
     checkpoint.path = Some(path.to_path_buf());
     if let Some(listing) = &seen.listing
@@ -218,7 +220,11 @@ impl<'o> Opener<'o> {
     }
 
     fn index(&self, path: &Path, seen: &mut Seen) -> Result<Checkpoint> {
-        let file = seen.index.insert(FileSource::open(path)?);
+        self.opened_index(FileSource::open(path)?, seen)
+    }
+
+    fn opened_index(&self, file: FileSource, seen: &mut Seen) -> Result<Checkpoint> {
+        let file = seen.index.insert(file);
         self.shards(Index::read(file, &self.options.limits)?)
     }
 
