@@ -5,6 +5,7 @@ library the value that all tensors have, "broken" if they are not all of one che
 library refuses the folder.
 """
 
+import gc
 import json
 import logging
 import os
@@ -72,6 +73,9 @@ def refused_or(load, folder):
 
 
 def main():
+    torch.set_num_threads(1)
+    # accelerate collects garbage after every file, and all that was imported is none.
+    gc.freeze()
     logging.disable(logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
     loaders = {

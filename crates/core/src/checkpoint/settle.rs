@@ -63,3 +63,141 @@ pub(super) fn settled(
 fn still_holds(listing: Listing) -> bool {
     Listing::read(listing.folder()).is_ok_and(|now| now == listing)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use tempfile::tempdir;
+
+    use super::*;
+    use crate::Error;
+
+    fn checkpoint() -> Checkpoint {
+        let mut bytes = 2u64.to_le_bytes().to_vec();
+        bytes.extend_from_slice(b"{}");
+        Checkpoint::from_bytes(bytes).unwrap()
+    }
+
+    /// Runs attempts, and says how many it took.
+    fn attempts(
+        mut attempt: impl FnMut(u32, &mut Seen) -> Result<Checkpoint>,
+    ) -> (Result<Checkpoint>, u32) {
+        let mut count = 0;
+        let result = settled(|seen| {
+            count += 1;
+            attempt(count, seen)
+        });
+        (result, count)
+    }
+
+    /// Another file takes its place, as alike as can be.
+    fn replace(path: &Path) {
+        let other = path.with_extension("other");
+        fs::copy(path, &other).unwrap();
+        let modified = fs::metadata(path).unwrap().modified().unwrap();
+        let file = fs::File::options().append(true).open(&other).unwrap();
+        file.set_modified(modified).unwrap();
+        fs::rename(other, path).unwrap();
+    }
+
+    #[test]
+    fn what_was_opened_while_the_index_was_replaced_does_not_count() {
+        let folder = tempdir().unwrap();
+        let index = folder.path().join("index");
+        fs::write(&index, "index").unwrap();
+        let (result, count) = attempts(|count, seen| {
+            seen.index = Some(FileSource::open(&index)?);
+            match count {
+                1 => replace(&index),
+                2 => fs::write(&index, "in place").unwrap(),
+                // Twice: the second one may get the number that the first one gave back.
+                3 => (replace(&index), replace(&index)).0,
+                _ => return Ok(checkpoint()),
+            }
+            match count {
+                2 => Err(Error::new(Code::ShardMissing)),
+                _ => Ok(checkpoint()),
+            }
+        });
+        result.unwrap();
+        assert_eq!(count, 4);
+    }
+
+    #[test]
+    fn an_index_that_never_holds_still_is_an_error() {
+        let folder = tempdir().unwrap();
+        let index = folder.path().join("index");
+        fs::write(&index, "index").unwrap();
+        let (result, count) = attempts(|_, seen| {
+            seen.index = Some(FileSource::open(&index)?);
+            replace(&index);
+            Ok(checkpoint())
+        });
+        let error = result.unwrap_err();
+        assert_eq!(error.code(), Code::FileChanged);
+        assert_eq!(error.path(), Some(&*index));
+        assert_eq!(u64::from(count), ATTEMPTS);
+    }
+
+    #[test]
+    fn an_error_is_returned_at_once_where_nothing_changed() {
+        let folder = tempdir().unwrap();
+        let index = folder.path().join("index");
+        fs::write(&index, "index").unwrap();
+        let failed = || Err(Error::new(Code::ShardMissing));
+        let (result, count) = attempts(|_, _| failed());
+        assert_eq!((result.unwrap_err().code(), count), (Code::ShardMissing, 1));
+        let (result, count) = attempts(|_, seen| {
+            seen.listing = Some(Listing::read(folder.path())?);
+            failed()
+        });
+        assert_eq!((result.unwrap_err().code(), count), (Code::ShardMissing, 1));
+        // The index holds still, and the error is about what it names.
+        let (result, count) = attempts(|_, seen| {
+            seen.listing = Some(Listing::read(folder.path())?);
+            seen.index = Some(FileSource::open(&index)?);
+            fs::write(folder.path().join("another"), "").unwrap();
+            failed()
+        });
+        assert_eq!((result.unwrap_err().code(), count), (Code::ShardMissing, 1));
+    }
+
+    #[test]
+    fn an_error_counts_only_if_the_folder_holds_what_it_held() {
+        let folder = tempdir().unwrap();
+        let name = |count: u32| folder.path().join(count.to_string());
+        let (result, count) = attempts(|count, seen| {
+            seen.listing = Some(Listing::read(folder.path())?);
+            match count {
+                1 => fs::write(name(1), "").unwrap(),
+                2 => fs::rename(name(1), name(2)).unwrap(),
+                _ => return Ok(checkpoint()),
+            }
+            Err(Error::new(Code::NoCheckpoint))
+        });
+        result.unwrap();
+        assert_eq!(count, 3);
+        // What never holds still gives its last error.
+        let (result, count) = attempts(|count, seen| {
+            seen.listing = Some(Listing::read(folder.path())?);
+            fs::write(name(10 + count), "").unwrap();
+            Err(Error::new(Code::NoCheckpoint))
+        });
+        assert_eq!(result.unwrap_err().code(), Code::NoCheckpoint);
+        assert_eq!(u64::from(count), ATTEMPTS);
+    }
+
+    #[test]
+    fn one_file_is_a_whole_checkpoint() {
+        let folder = tempdir().unwrap();
+        let (result, count) = attempts(|_, seen| {
+            seen.listing = Some(Listing::read(folder.path())?);
+            fs::write(folder.path().join("another"), "").unwrap();
+            Ok(checkpoint())
+        });
+        result.unwrap();
+        assert_eq!(count, 1);
+    }
+}

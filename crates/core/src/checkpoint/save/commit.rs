@@ -1,9 +1,9 @@
 //! The commit: how a checkpoint takes the place of another one, such that at every instant every
 //! reader finds one of the two, whole.
 //!
-//! `S` is the single file, `I` the index, `J` the journal, `B` a [bridge](super::bridge): an index that
-//! names nothing but `S`.
-//! Everything new is staged, written and brought to the medium before anything else changes. Then:
+//! `S` is the single file, `I` the index, `J` the [journal](super::journal), `B` a
+//! [bridge](super::bridge): an index that names nothing but `S`. What is said of transformers goes for
+//! accelerate too. Everything new is staged, written and brought to the medium before anything else changes. Then:
 //!
 //! | | to shards | who reads what now |
 //! |-|-----------|--------------------|
@@ -21,12 +21,12 @@
 //! | 4 | the old shards go, then `B`, then `J` | all: new |
 //!
 //! Why so:
-//! - Only a rename changes two things at once, so one rename must make the difference, and the files
-//!   that it brings to life must be there before. No new shard has a name that the old index names, or
+//! - Several files cannot change at once, so one rename must make the difference, and the files that it
+//!   brings to life must be there before. No new shard has a name that the old index names, or
 //!   the old checkpoint would change under its readers; hence generations of names.
-//! - transformers and accelerate look for `S` first, huggingface_hub for `I` first, so both may be
-//!   there at once, but never one of them without what it needs. Without an index huggingface_hub takes
-//!   whatever safetensors file is alone in the folder, hence bridges.
+//! - transformers looks for `S` first, huggingface_hub for `I` first, so both may be there at once, but
+//!   never `I` without its shards. Without `I` huggingface_hub takes whatever safetensors file is alone
+//!   in the folder, and none if there are several; hence bridges.
 //! - Two checkpoints in one folder look as if somebody had left a stale one. Our own reader asks the
 //!   journal, which is there all the while: as long as the file that makes the commit is staged, the
 //!   old one counts; when it has its name, the new one does.
@@ -48,7 +48,7 @@ use std::path::{Path, PathBuf};
 
 use super::destination::Destination;
 use super::journal::{Journal, Stand};
-use super::recover::finish;
+use super::recover::{finish, take_back};
 use super::{Durability, bridge, change};
 use crate::checkpoint::locate::index_of;
 use crate::io::entry::{Entry, Presence};
@@ -172,8 +172,12 @@ impl<'d> Underway<'d> {
         if self.new.is_empty() {
             return Ok(());
         }
-        for stage in &mut self.new {
+        for (entry, stage) in self.journal.new.iter().zip(&mut self.new) {
             change::publish(stage, Publish::NoReplace)?;
+            if index_of(&entry.name).is_some() {
+                // The bridge first, then what it leads past.
+                change::sync(&self.to.folder, self.durability)?;
+            }
         }
         self.sync()
     }
@@ -247,9 +251,7 @@ impl<'d> Underway<'d> {
         if self.journal.stand(folder)? != Stand::Pending {
             return Ok(());
         }
-        for entry in self.journal.new.iter().rev() {
-            change::remove(entry, folder)?;
-        }
+        take_back(folder, &self.journal.new, self.durability)?;
         if let Some(journal) = self.announced.take() {
             change::remove(&journal, folder)?;
         }

@@ -120,3 +120,107 @@ fn make(folder: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
     let parents = missing.iter().filter_map(|made| made.parent());
     Ok((real(folder)?, parents.map(real).collect::<Result<_>>()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use tempfile::tempdir;
+
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn a_folder_is_made_with_all_on_the_way() {
+        let root = tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let open = |path: &str| Destination::open(&root.join(path), plain(), None).unwrap();
+        let to = open("a/b");
+        assert_eq!(to.folder(), root.join("a/b"));
+        assert_eq!(to.parents, [root.join("a"), root.clone()]);
+        drop(to);
+        assert_eq!(open("a/c/../d").folder(), root.join("a/d"));
+        // A link to a folder is followed once and for all.
+        symlink("a/b", root.join("link")).unwrap();
+        let to = open("link");
+        assert_eq!(to.folder(), root.join("a/b"));
+        assert!(to.parents.is_empty());
+    }
+
+    #[test]
+    fn a_file_is_no_folder() {
+        let root = tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::write(at("file"), "").unwrap();
+        symlink("nowhere", at("link")).unwrap();
+        for path in [at("file"), at("file/x"), at("link")] {
+            let error = Destination::open(&path, plain(), None).unwrap_err();
+            assert_eq!(error.code(), Code::Io, "{error}");
+            assert_eq!(error.path(), Some(&*path));
+        }
+    }
+
+    #[test]
+    fn a_repository_of_the_cache_is_refused_and_its_snapshot_is_not() {
+        let world = World::empty();
+        world.write("refs/main", "0123abcd");
+        world.write("snapshots/0123abcd/config.json", "{}");
+        let error = world.open(plain()).unwrap_err();
+        assert_eq!(error.code(), Code::CacheRepository);
+        let snapshot = world.at("snapshots/0123abcd");
+        save(
+            &snapshot,
+            plain(),
+            New::Shards,
+            NEW,
+            crate::Durability::Cached,
+        )
+        .unwrap();
+        assert_eq!(ours(&world.folder(), None), Some(NEW));
+    }
+
+    #[test]
+    fn shards_get_the_usual_names_or_those_of_a_generation_that_is_free() {
+        let world = World::new(Old::Same);
+        let names = |count| world.open(plain()).unwrap().shard_names(count).unwrap();
+        assert_eq!(names(3), canonical(3));
+        let generation = |generation| [1, 2].map(|number| plain().shard(number, 2, generation));
+        assert_eq!(names(2), generation(2));
+        // One taken name makes them all unfit.
+        world.write(&generation(2)[1], "");
+        assert_eq!(names(2), generation(3));
+        assert_eq!(
+            World::new(Old::Gone)
+                .open(plain())
+                .unwrap()
+                .shard_names(2)
+                .unwrap(),
+            generation(2)
+        );
+        let to = world.open(fp16()).unwrap();
+        assert_eq!(
+            to.shard_names(1).unwrap(),
+            ["model.fp16-00001-of-00001.safetensors"]
+        );
+        assert_eq!(to.index_name(), "model.safetensors.index.fp16.json");
+        assert_eq!(to.single_name().unwrap(), "model.fp16.safetensors");
+    }
+
+    #[test]
+    fn a_new_file_may_be_read_by_those_who_could_read_the_old_one() {
+        let world = World::new(Old::LinkedShards);
+        let chmod = |name: &str, mode| {
+            let permissions = Permissions::from_mode(mode);
+            fs::set_permissions(world.at(name), permissions).unwrap();
+        };
+        chmod(&canonical(2)[0], 0o600);
+        chmod(INDEX, 0o644);
+        let to = world.open(plain()).unwrap();
+        assert_eq!(to.mode_for(INDEX).unwrap(), Mode::Kept(0o644));
+        assert_eq!(to.mode_for(SINGLE).unwrap(), Mode::Kept(0o600));
+        assert_eq!(to.mode_for("new.safetensors").unwrap(), Mode::Kept(0o600));
+        let to = World::empty().open(plain()).unwrap();
+        assert_eq!(to.mode_for(SINGLE).unwrap(), Mode::New);
+    }
+}

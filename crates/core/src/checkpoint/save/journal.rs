@@ -33,7 +33,7 @@ use crate::checkpoint::locate::index_of;
 use crate::checkpoint::shard_name::ShardName;
 use crate::format::json::Cursor;
 use crate::io::entry::{Entry, Mark, Presence};
-use crate::io::publish::is_stage_name;
+use crate::io::publish::{JOURNAL_END, is_stage_name};
 use crate::io::source::{FileSource, ReadAt, open_error, read_vec};
 use crate::{Code, Error, Result};
 
@@ -69,12 +69,12 @@ pub(crate) enum Stand {
 impl Journal {
     /// The name of the journal of the checkpoint whose single file is, or would be, `single`.
     pub(crate) fn name(single: &str) -> String {
-        format!(".{single}.commit")
+        format!(".{single}{JOURNAL_END}")
     }
 
     /// The single file of the checkpoint, if `name` is that of a journal.
     pub(crate) fn single_of(name: &str) -> Option<&str> {
-        let single = name.strip_prefix('.')?.strip_suffix(".commit")?;
+        let single = name.strip_prefix('.')?.strip_suffix(JOURNAL_END)?;
         single.ends_with(".safetensors").then_some(single)
     }
 

@@ -1,10 +1,12 @@
 //! Folders to save into, and how everybody reads them.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use safetensors::tensor::TensorView;
@@ -13,6 +15,7 @@ use serde_json::{Map, Value, json};
 use tempfile::{TempDir, tempdir};
 
 use super::Durability;
+use super::change::watch::{Watch, watched};
 use super::commit::Removed;
 use super::destination::Destination;
 use super::shards::Names;
@@ -281,6 +284,48 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
+// ---- states in between
+
+/// Keeps a copy of the world after every change.
+struct Recorder {
+    root: PathBuf,
+    states: Rc<RefCell<Vec<World>>>,
+}
+
+impl Watch for Recorder {
+    fn before(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn after(&mut self) {
+        self.states.borrow_mut().push(World::copy_of(&self.root));
+    }
+}
+
+/// The states that a piece of work on a world goes through.
+pub(super) fn states_of<T>(world: &World, work: impl FnOnce() -> T) -> (T, Vec<World>) {
+    let states = Rc::default();
+    let recorder = Recorder {
+        root: world.root().to_path_buf(),
+        states: Rc::clone(&states),
+    };
+    let result = watched(recorder, work);
+    (result, states.take())
+}
+
+/// The last state before the commit, and the one after it.
+pub(super) fn around_commit(world: &World, new: New) -> (World, World) {
+    let (_, states) = states_of(world, || world.save(new).unwrap());
+    let mut states = states.into_iter().peekable();
+    while let Some(state) = states.next() {
+        let is_new = |state: &World| ours(&state.folder(), None) == Some(NEW);
+        if let Some(next) = states.next_if(is_new) {
+            return (state, next);
+        }
+    }
+    panic!("never committed");
+}
+
 // ---- readers
 
 /// The value of all tensors in these files; none if a file cannot be read, which a reader would say.
@@ -339,11 +384,17 @@ pub(super) fn index_first(folder: &Path) -> Option<u8> {
 
 /// This library.
 pub(super) fn ours(folder: &Path, variant: Option<&str>) -> Option<u8> {
-    let options = OpenOptions {
-        variant: variant.map(str::to_owned),
-        ..OpenOptions::default()
-    };
-    let checkpoint = Checkpoint::open_with(folder, &options).ok()?;
+    ours_with(
+        folder,
+        &OpenOptions {
+            variant: variant.map(str::to_owned),
+            ..OpenOptions::default()
+        },
+    )
+}
+
+pub(super) fn ours_with(folder: &Path, options: &OpenOptions) -> Option<u8> {
+    let checkpoint = Checkpoint::open_with(folder, options).ok()?;
     let tensors = TENSORS.iter().map(|name| checkpoint.read(name).ok());
     Some(
         tensors

@@ -2,44 +2,24 @@
 //! and what the next save makes of each.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::env;
+use std::fs::{self, Permissions};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use rstest::rstest;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::super::change::watch::{Failing, Watch, watched};
+use super::super::change::watch::{Failing, watched};
 use super::super::testing::*;
 use super::*;
-
-/// Keeps a copy of the world after every change.
-struct Recorder {
-    root: PathBuf,
-    states: Rc<RefCell<Vec<World>>>,
-}
-
-impl Watch for Recorder {
-    fn before(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn after(&mut self) {
-        self.states.borrow_mut().push(World::copy_of(&self.root));
-    }
-}
-
-/// The states that a piece of work on a world goes through.
-fn states_of<T>(world: &World, work: impl FnOnce() -> T) -> (T, Vec<World>) {
-    let states = Rc::default();
-    let recorder = Recorder {
-        root: world.root().to_path_buf(),
-        states: Rc::clone(&states),
-    };
-    let result = watched(recorder, work);
-    (result, states.take())
-}
+use crate::OpenOptions;
 
 /// What a save does before it begins.
 fn recover(world: &World) {
@@ -213,47 +193,41 @@ fn every_failure_leaves_the_old_or_the_new(
 
 #[test]
 fn python_finds_one_of_two_checkpoints_at_every_instant() {
-    let olds = [
+    let mut worlds = Vec::new();
+    for old in [
         Old::Nothing,
         Old::Single,
         Old::Same,
         Old::Both,
         Old::Indexed,
-    ];
-    let mut worlds = Vec::new();
-    let mut expected = Vec::new();
-    for (old, new) in olds
-        .iter()
-        .flat_map(|&old| [(old, New::Single), (old, New::Shards)])
-    {
-        let world = World::new(old);
-        let before = views(&world.folder());
-        let (_, states) = states_of(&world, || world.save(new).unwrap());
-        for state in states.into_iter().chain([world]) {
-            let views = views(&state.folder());
-            expected.push((
-                format!("{old:?} {new:?} {:?}", state.names()),
-                before,
-                views,
-            ));
-            worlds.push(state);
+    ] {
+        for new in [New::Single, New::Shards] {
+            let world = World::new(old);
+            let (_, mut states) = states_of(&world, || world.save(new).unwrap());
+            // Hidden files are nothing to them.
+            let visible = |state: &World| {
+                let names = state.names().into_iter();
+                names
+                    .filter(|name| !name.starts_with('.'))
+                    .collect::<Vec<_>>()
+            };
+            states.dedup_by_key(|state| (visible(state), views(&state.folder())));
+            worlds.append(&mut states);
         }
     }
     let found = load_with_python(&worlds);
     assert_eq!(found.len(), worlds.len());
-    for (found, (shown, before, views)) in found.iter().zip(expected) {
-        let [_, by_single, by_index] = views.map(|value| value.map_or(Value::Null, Value::from));
-        // As the models of these readers above; the numbers are floats there.
-        let is = |library: &str, value: &Value| found[library].as_f64() == value.as_f64();
-        assert!(is("transformers", &by_single), "{found} {shown}");
-        assert!(is("accelerate", &by_single), "{found} {shown}");
-        assert!(is("huggingface_hub", &by_index), "{found} {shown}");
-        assert!(
-            views
-                .into_iter()
-                .zip(before)
-                .all(|(now, old)| now == old || now == Some(NEW))
-        );
+    for (found, world) in found.iter().zip(worlds) {
+        // What the models of these readers say is checked above.
+        let [_, by_single, by_index] = views(&world.folder()).map(|value| match value {
+            None => Value::Null,
+            Some(BROKEN) => json!("broken"),
+            Some(value) => json!(f64::from(value)),
+        });
+        let shown = || format!("{found} {:?}", world.names());
+        assert_eq!(found["transformers"], by_single, "{}", shown());
+        assert_eq!(found["accelerate"], by_single, "{}", shown());
+        assert_eq!(found["huggingface_hub"], by_index, "{}", shown());
     }
 }
 
@@ -278,4 +252,222 @@ fn load_with_python(worlds: &[World]) -> Vec<Value> {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn readers_and_writers_at_once_never_see_a_mixture() {
+    const FIRST: u8 = BROKEN + 1;
+    const LAST: u8 = 160;
+    let world = World::empty();
+    let (folder, done) = (world.folder(), AtomicBool::new(false));
+    let save = |value| {
+        let new = match value % 4 {
+            0 => New::Single,
+            _ => New::Shards,
+        };
+        save(&folder, plain(), new, value, Durability::Cached).unwrap();
+    };
+    save(FIRST);
+    let read = |only: Option<Vec<String>>| {
+        let options = OpenOptions {
+            only,
+            ..OpenOptions::default()
+        };
+        let mut last = FIRST;
+        while !done.load(Ordering::Relaxed) {
+            let now = ours_with(&folder, &options).expect("a checkpoint at every instant");
+            assert!(now != BROKEN && now >= last, "{now} after {last}");
+            last = now;
+        }
+    };
+    let read = &read;
+    thread::scope(|scope| {
+        // Of all tensors, and without looking at the whole folder.
+        let readers = [None, Some(TENSORS.map(str::to_owned).to_vec())];
+        let readers = readers.map(|only| scope.spawn(move || read(only)));
+        // Two writers, which wait for each other.
+        let next = Mutex::new(FIRST + 1);
+        let write = || loop {
+            let mut next = next.lock().unwrap();
+            if *next > LAST {
+                return;
+            }
+            save(*next);
+            *next += 1;
+        };
+        thread::scope(|scope| [scope.spawn(write), scope.spawn(write)].map(drop));
+        done.store(true, Ordering::Relaxed);
+        for reader in readers {
+            reader.join().unwrap();
+        }
+    });
+    assert_eq!(views(&folder), [Some(LAST); 3]);
+    assert_eq!(world.names().len(), New::Single.files());
+}
+
+#[test]
+fn saves_at_once_wait_for_each_other() {
+    let world = World::empty();
+    thread::scope(|scope| {
+        for value in 10..26 {
+            let folder = world.folder();
+            let new = [New::Single, New::Shards][usize::from(value % 2)];
+            scope.spawn(move || save(&folder, plain(), new, value, Durability::Cached).unwrap());
+        }
+    });
+    let [value, others @ ..] = views(&world.folder());
+    assert!((10..26).contains(&value.unwrap()));
+    assert_eq!(others, [value; 2]);
+}
+
+#[rstest]
+fn foreign_files_stay_as_they_are(#[values(Old::Single, Old::Same, Old::Both)] old: Old) {
+    let world = World::new(old);
+    let foreign = [
+        "model-extra-00001-of-00002.safetensors",
+        "model-00001-of-00009.safetensors",
+        "model-00001-of-00002.bin",
+        "model_encoder-00001-of-00002.safetensors",
+        "model.bf16.safetensors",
+        "pytorch_model.bin.index.json",
+        "consolidated.safetensors",
+        "adapter_model.safetensors",
+        "config.json",
+        ".gitattributes",
+        "x/model-00001-of-00002.safetensors",
+        ".model.safetensors.partial",
+    ];
+    for name in foreign {
+        world.write(name, name);
+    }
+    world.shards(
+        "model.safetensors.index.fp16.json",
+        &["model.fp16-00001-of-00001.safetensors"],
+        STALE,
+    );
+    let mine = [SINGLE, INDEX]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(canonical(2));
+    let mine: BTreeSet<_> = mine.collect();
+    let theirs = || {
+        let names = world
+            .names()
+            .into_iter()
+            .filter(|name| !mine.contains(name) && !name.contains("-g2-"));
+        let looked_at = |name: String| {
+            let entry = Entry::at(&world.folder(), &name).unwrap();
+            (name, entry)
+        };
+        names.map(looked_at).collect::<Vec<_>>()
+    };
+    let before = theirs();
+    assert_eq!(before.len(), foreign.len() + 2);
+    for new in [
+        New::Shards,
+        New::Shards,
+        New::Single,
+        New::Single,
+        New::Shards,
+    ] {
+        let removed = world.save(new).unwrap();
+        assert!(removed.left_behind.is_empty());
+        assert_eq!(theirs(), before);
+        assert_eq!(ours(&world.folder(), Some("fp16")), Some(STALE));
+        assert_eq!(single_first(&world.folder(), &plain()), Some(NEW));
+    }
+}
+
+#[rstest]
+fn blobs_of_the_cache_are_neither_written_nor_removed(
+    #[values(Old::LinkedSingle, Old::LinkedShards)] old: Old,
+    #[values(New::Single, New::Shards)] new: New,
+) {
+    let world = World::new(old);
+    let blobs = world.root().join("blobs");
+    for blob in fs::read_dir(&blobs).unwrap() {
+        fs::set_permissions(blob.unwrap().path(), Permissions::from_mode(0o640)).unwrap();
+    }
+    let before = World::copy_of(world.root());
+    let removed = world.save(new).unwrap();
+    assert!(removed.left_behind.is_empty());
+    let names = names_in(&blobs);
+    assert_eq!(names, names_in(&before.root().join("blobs")));
+    for name in names {
+        let old = Entry::at(before.root(), &format!("blobs/{name}")).unwrap();
+        assert_eq!(
+            Entry::at(world.root(), &format!("blobs/{name}")).unwrap(),
+            old
+        );
+    }
+    for name in world.names() {
+        let metadata = fs::symlink_metadata(world.at(&name)).unwrap();
+        assert!(metadata.is_file(), "{name}");
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o640, "{name}");
+    }
+}
+
+#[test]
+fn what_stays_because_others_need_it_is_told() {
+    let world = World::new(Old::Same);
+    let first = &canonical(2)[0];
+    world.write(
+        "model.safetensors.index.fp16.json",
+        index_of_shards(&[first]),
+    );
+    let removed = world.save(New::Single).unwrap();
+    let folder = world.folder().canonicalize().unwrap();
+    assert_eq!(removed.left_behind, [folder.join(first)]);
+    assert_eq!(world.names().len(), 3);
+}
+
+#[test]
+fn a_single_file_among_shards_can_be_replaced_by_shards_only() {
+    let world = World::empty();
+    world.shards(INDEX, &[SINGLE, "mtp.safetensors"], OLD);
+    let names = world.names();
+    let error = world.save(New::Single).unwrap_err();
+    assert_eq!(error.code(), Code::IndexedSingle);
+    assert_eq!(world.names(), names);
+    world.save(New::Shards).unwrap();
+    assert_eq!(views(&world.folder()), [Some(NEW); 3]);
+    assert_eq!(world.names().len(), New::Shards.files());
+}
+
+#[test]
+fn a_single_rename_needs_no_journal() {
+    for old in [Old::Nothing, Old::Single] {
+        let world = World::new(old);
+        let (_, states) = states_of(&world, || world.save(New::Single).unwrap());
+        assert_eq!(states.len(), 1, "one change");
+    }
+}
+
+#[test]
+fn a_name_that_somebody_takes_meanwhile_is_left_to_him() {
+    let world = World::new(Old::Single);
+    let names = canonical(2);
+    let to = world.open(plain()).unwrap();
+    let staged = |name: &str, bytes: &[u8]| {
+        change::stage(
+            to.folder(),
+            name,
+            crate::io::publish::Mode::New,
+            bytes,
+            Durability::Cached,
+        )
+    };
+    let shards = names
+        .iter()
+        .map(|name| staged(name, b"shard").unwrap())
+        .collect();
+    let main = staged(INDEX, b"index").unwrap();
+    world.write(&names[1], "foreign");
+    let error = to.commit(shards, main, Durability::Cached).unwrap_err();
+    assert_eq!(
+        error.io_error().unwrap().kind(),
+        std::io::ErrorKind::AlreadyExists
+    );
+    assert_eq!(world.names(), [SINGLE, &names[1]].map(str::to_owned).into());
+    assert_eq!(fs::read(world.at(&names[1])).unwrap(), b"foreign");
 }
