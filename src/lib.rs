@@ -6,3 +6,7 @@ pub use safeshard_core::*;
 /// Checkpoints as candle tensors, `VarBuilder` and `VarMap`.
 #[cfg(feature = "candle")]
 pub use safeshard_candle as candle;
+
+/// Checkpoints as ndarray views and arrays.
+#[cfg(feature = "ndarray")]
+pub use safeshard_ndarray as ndarray;

@@ -29,7 +29,7 @@ pub(crate) fn lint(tree: &Tree) -> Result {
     )?;
     step(
         "cargo doc",
-        tree.cargo(&["doc", "--no-deps", "--features", "candle"])
+        tree.cargo(&["doc", "--no-deps", "--features", "candle,ndarray"])
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     if setup::runs(&mut tree.cargo(&["deny", "--version"])) {

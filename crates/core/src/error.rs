@@ -411,6 +411,9 @@ codes! {
     CastValue "cast-value" Unsupported "a value does not fit the target dtype" "";
     ShapeMismatch "shape-mismatch" Usage "the tensor has another shape than asked for" "";
     DtypeMismatch "dtype-mismatch" Usage "the tensor has another dtype than asked for" "";
+    RankMismatch "rank-mismatch" Usage "the tensor has another number of dimensions than asked for" "";
+    Misaligned "misaligned" Unsupported "the tensor does not lie where its elements can be used in place" "read it instead; files that this library saves are aligned";
+    NotInMemory "not-in-memory" Usage "the tensor does not lie in memory" "read it, or open the checkpoint with `Io::mmap` or from bytes";
     NameCollision "name-collision" Usage "two tensors would get the same name" "change the rename rule";
     Framework "framework" Unsupported "the framework refused" "";
 }

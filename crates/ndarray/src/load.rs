@@ -1,0 +1,265 @@
+//! Everything at once, or one tensor, or part of one: by path, or of an open checkpoint.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+
+use ndarray::{Array, ArrayView, CowArray, Dimension};
+use safeshard_core::{
+    Checkpoint, DimRange, LoadOptions, LoadReport, Planned, ReadOptions, Result, Slice, Support,
+    TypedBuffer, TypedVec, Unsupported,
+};
+
+use crate::dyn_array::dtype_mismatch;
+use crate::shape::{array_of, dimension};
+use crate::{DynArray, Element, MappedArray, view};
+
+/// All tensors of the checkpoint at `path` (a file, an index or a folder), as they are stored.
+///
+/// Each byte is copied once, from the file into the array's own memory, by a few threads; for N bytes
+/// of tensors the peak is N and little more. Tied tensors that were stored once share their elements.
+///
+/// # Errors
+/// As [`Checkpoint::open`]; `cast-value` where a `BOOL` is neither 0 nor 1; or what reading meets. Then
+/// nothing is handed out.
+///
+/// ```
+/// use ndarray::{Array2, arr2};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.safetensors");
+/// let w = arr2(&[[1f32, 2.], [3., 4.]]);
+/// safeshard_ndarray::write_array(&path, "w", &w)?;
+///
+/// let mut arrays = safeshard_ndarray::load(&path)?;
+/// let loaded: Array2<f32> = arrays.remove("w").unwrap().try_into()?;
+/// assert_eq!(loaded, w);
+/// # Ok::<(), safeshard_ndarray::Error>(())
+/// ```
+pub fn load(path: impl AsRef<Path>) -> Result<HashMap<String, DynArray>> {
+    let (arrays, _) = load_with(path, &LoadOptions::default())?;
+    Ok(arrays)
+}
+
+/// As [`load`], with options: which tensors, under which names, in which dtype. The report says what
+/// was cast and which names share a tensor.
+///
+/// # Errors
+/// As [`load`]; `unsupported-cast`, `unknown-dtype`, `name-collision`, `cancelled`.
+///
+/// ```
+/// use safeshard_ndarray::{Dtype, LoadOptions, bf16, load_with};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.safetensors");
+/// # safeshard_ndarray::write_array(&path, "w", &ndarray::Array1::<bf16>::zeros(3))?;
+/// let (arrays, report) = load_with(&path, &LoadOptions::floats_as(Dtype::F32))?;
+/// assert_eq!(arrays["w"].dtype(), Dtype::F32);
+/// println!("{report}"); // 1 tensors loaded; 1 cast
+/// # Ok::<(), safeshard_ndarray::Error>(())
+/// ```
+pub fn load_with(
+    path: impl AsRef<Path>,
+    options: &LoadOptions,
+) -> Result<(HashMap<String, DynArray>, LoadReport)> {
+    load_from(&Checkpoint::open_with(path, &options.open)?, options)
+}
+
+/// As [`load_with`], of an open checkpoint.
+///
+/// # Errors
+/// As [`load_with`].
+pub fn load_from(
+    checkpoint: &Checkpoint,
+    options: &LoadOptions,
+) -> Result<(HashMap<String, DynArray>, LoadReport)> {
+    let plan = checkpoint.plan(options, |_| Support::Native)?;
+    let read = read(checkpoint, &plan.tensors, &options.read)?;
+    let mut arrays = HashMap::with_capacity(plan.report.loaded.len());
+    for (planned, elements) in plan.tensors.iter().zip(read) {
+        let array = DynArray::from_read(planned.dtype, &planned.shape, elements);
+        let array = array.map_err(|error| error.in_tensor(&planned.name))?;
+        arrays.insert(planned.name.clone(), array);
+    }
+    for (alias, kept) in &plan.report.aliased {
+        if let Some(shared) = arrays.get(kept).cloned() {
+            arrays.insert(alias.clone(), shared);
+        }
+    }
+    Ok((arrays, plan.report))
+}
+
+/// One tensor of the checkpoint at `path`. Of shards with an index, only the one that holds it is
+/// opened. For more than one tensor, open a [`Checkpoint`] and use [`CheckpointExt`].
+///
+/// # Errors
+/// As [`Checkpoint::open`] and [`CheckpointExt::array`].
+///
+/// ```
+/// use ndarray::{Ix2, arr2};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.safetensors");
+/// # safeshard_ndarray::write_array(&path, "w", &arr2(&[[1f32, 2.], [3., 4.]]))?;
+/// let w = safeshard_ndarray::array::<f32, Ix2>(&path, "w")?;
+/// let column = safeshard_ndarray::slice::<f32, Ix2>(&path, "w", &[0..2, 1..2])?;
+/// assert_eq!(column, arr2(&[[2.], [4.]]));
+/// # Ok::<(), safeshard_ndarray::Error>(())
+/// ```
+pub fn array<A: Element, D: Dimension>(path: impl AsRef<Path>, name: &str) -> Result<Array<A, D>> {
+    open_only(path, name)?.array(name)
+}
+
+/// Part of one tensor of the checkpoint at `path`; see [`CheckpointExt::array_slice`].
+///
+/// # Errors
+/// As [`Checkpoint::open`] and [`CheckpointExt::array_slice`].
+pub fn slice<A: Element, D: Dimension>(
+    path: impl AsRef<Path>,
+    name: &str,
+    ranges: &[Range<usize>],
+) -> Result<Array<A, D>> {
+    open_only(path, name)?.array_slice(name, ranges)
+}
+
+fn open_only(path: impl AsRef<Path>, name: &str) -> Result<Checkpoint> {
+    let mut options = LoadOptions::default().open;
+    options.only = Some(vec![name.to_owned()]);
+    Checkpoint::open_with(path, &options)
+}
+
+/// Tensors of an open [`Checkpoint`] as arrays, by name or alias.
+pub trait CheckpointExt {
+    /// A tensor in an array of its own. One copy.
+    ///
+    /// # Errors
+    /// `tensor-missing`, `dtype-mismatch`, `rank-mismatch`, `cast-value` where a `BOOL` is neither 0
+    /// nor 1, or what reading meets.
+    fn array<A: Element, D: Dimension>(&self, name: &str) -> Result<Array<A, D>>;
+
+    /// Part of a tensor: one range a dimension, from the first one on; the dimensions behind the last
+    /// range are taken whole. Only the bytes of the part are read, and small gaps between them.
+    ///
+    /// # Errors
+    /// As [`CheckpointExt::array`] and [`Slice::new`].
+    fn array_slice<A: Element, D: Dimension>(
+        &self,
+        name: &str,
+        ranges: &[Range<usize>],
+    ) -> Result<Array<A, D>>;
+
+    /// A tensor of any dtype and rank. One copy.
+    ///
+    /// # Errors
+    /// As [`CheckpointExt::array`].
+    fn dyn_array(&self, name: &str) -> Result<DynArray>;
+
+    /// A tensor where it lies, of a checkpoint that is mapped ([`Io::mmap`](safeshard_core::Io::mmap))
+    /// or was opened from bytes. Time: independent of its size, but for `BOOL`, where every byte is
+    /// looked at.
+    ///
+    /// # Errors
+    /// `tensor-missing`, `dtype-mismatch`, `rank-mismatch`; `not-in-memory` of a checkpoint that reads
+    /// its files; `misaligned` where the tensor begins at a byte at which its elements cannot be used,
+    /// which [`CheckpointExt::cow`] copies; `cast-value` where a `BOOL` is neither 0 nor 1.
+    ///
+    /// ```
+    /// use ndarray::Ix1;
+    /// use safeshard_ndarray::{Checkpoint, CheckpointExt, Io, OpenOptions};
+    ///
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let path = folder.path().join("model.safetensors");
+    /// # safeshard_ndarray::write_array(&path, "w", &ndarray::arr1(&[1f32, 2.]))?;
+    /// let options = OpenOptions {
+    ///     // SAFETY: nobody writes to the file meanwhile.
+    ///     io: unsafe { Io::mmap() },
+    ///     ..OpenOptions::default()
+    /// };
+    /// let checkpoint = Checkpoint::open_with(&path, &options)?;
+    /// assert_eq!(checkpoint.view::<f32, Ix1>("w")?.sum(), 3.);
+    /// # Ok::<(), safeshard_ndarray::Error>(())
+    /// ```
+    fn view<A: Element, D: Dimension>(&self, name: &str) -> Result<ArrayView<'_, A, D>>;
+
+    /// A tensor where it lies if that can be, otherwise in an array of its own.
+    ///
+    /// # Errors
+    /// As [`CheckpointExt::array`].
+    fn cow<A: Element, D: Dimension>(&self, name: &str) -> Result<CowArray<'_, A, D>>;
+
+    /// As [`CheckpointExt::view`], as a value that owns the mapping together with all others of it and
+    /// does not borrow the checkpoint.
+    ///
+    /// # Errors
+    /// As [`CheckpointExt::view`].
+    fn mapped<A: Element, D: Dimension>(&self, name: &str) -> Result<MappedArray<A, D>>;
+}
+
+impl CheckpointExt for Checkpoint {
+    fn array<A: Element, D: Dimension>(&self, name: &str) -> Result<Array<A, D>> {
+        self.array_slice(name, &[])
+    }
+
+    fn array_slice<A: Element, D: Dimension>(
+        &self,
+        name: &str,
+        ranges: &[Range<usize>],
+    ) -> Result<Array<A, D>> {
+        let info = self.info(name)?;
+        let ranges: Vec<_> = ranges.iter().cloned().map(DimRange::from).collect();
+        let make = || {
+            if info.dtype != A::DTYPE {
+                return Err(dtype_mismatch::<A>(info.dtype));
+            }
+            let shape = Slice::new(info.dtype, info.shape, &ranges)?;
+            // Before anything is read.
+            let dim = dimension(shape.shape())?;
+            array_of(dim, A::from_read(read_one(self, name, &ranges)?.1)?)
+        };
+        make().map_err(|error| error.in_tensor(name))
+    }
+
+    fn dyn_array(&self, name: &str) -> Result<DynArray> {
+        let (planned, elements) = read_one(self, name, &[])?;
+        let array = DynArray::from_read(planned.dtype, &planned.shape, elements);
+        array.map_err(|error| error.in_tensor(name))
+    }
+
+    fn view<A: Element, D: Dimension>(&self, name: &str) -> Result<ArrayView<'_, A, D>> {
+        view::view(self, name)
+    }
+
+    fn cow<A: Element, D: Dimension>(&self, name: &str) -> Result<CowArray<'_, A, D>> {
+        view::cow(self, name)
+    }
+
+    fn mapped<A: Element, D: Dimension>(&self, name: &str) -> Result<MappedArray<A, D>> {
+        MappedArray::new(self, name)
+    }
+}
+
+fn read_one(
+    checkpoint: &Checkpoint,
+    name: &str,
+    ranges: &[DimRange],
+) -> Result<(Planned, TypedVec)> {
+    let refuse = Unsupported::Refuse;
+    let planned = checkpoint.plan_one(name, ranges, None, refuse, |_| Support::Native)?;
+    let mut read = read(
+        checkpoint,
+        std::slice::from_ref(&planned),
+        &ReadOptions::default(),
+    )?;
+    Ok((planned, read.pop().unwrap_or(TypedVec::U8(Vec::new()))))
+}
+
+/// Reads what was planned, in one go of the engine, into memory that the arrays will own.
+fn read(checkpoint: &Checkpoint, plan: &[Planned], options: &ReadOptions) -> Result<Vec<TypedVec>> {
+    let parts = plan.iter().map(|planned| {
+        let buffer = TypedBuffer::new(planned.dtype, planned.byte_len)
+            .map_err(|error| error.in_tensor(&planned.name))?;
+        Ok(planned.fill(buffer))
+    });
+    let parts = parts.collect::<Result<_>>()?;
+    checkpoint.fill(parts, options)
+}
