@@ -149,7 +149,7 @@ pub(crate) fn dtype_mismatch<A: Element>(found: Dtype) -> Error {
 }
 
 /// The same array with another type of dimension.
-fn with_rank<S: ndarray::RawData, D: Dimension>(
+pub(crate) fn with_rank<S: ndarray::RawData, D: Dimension>(
     array: ArrayBase<S, IxDyn>,
 ) -> Result<ArrayBase<S, D>> {
     let rank = array.ndim();

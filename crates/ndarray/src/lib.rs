@@ -30,6 +30,7 @@ mod element;
 mod load;
 mod save;
 mod shape;
+mod slice;
 mod view;
 
 pub use dyn_array::{DynArray, PackedArray};

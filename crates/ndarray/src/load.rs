@@ -1,17 +1,17 @@
 //! Everything at once, or one tensor, or part of one: by path, or of an open checkpoint.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::Path;
 
-use ndarray::{Array, ArrayView, CowArray, Dimension};
+use ndarray::{Array, ArrayView, CowArray, Dimension, SliceInfoElem};
 use safeshard_core::{
-    Checkpoint, DimRange, LoadOptions, LoadReport, Planned, ReadOptions, Result, Slice, Support,
+    Checkpoint, DimRange, LoadOptions, LoadReport, Planned, ReadOptions, Result, Support,
     TypedBuffer, TypedVec, Unsupported,
 };
 
-use crate::dyn_array::dtype_mismatch;
+use crate::dyn_array::{dtype_mismatch, with_rank};
 use crate::shape::{array_of, dimension};
+use crate::slice::Part;
 use crate::{DynArray, Element, MappedArray, view};
 
 /// All tensors of the checkpoint at `path` (a file, an index or a folder), as they are stored.
@@ -96,14 +96,14 @@ pub fn load_from(
 /// As [`Checkpoint::open`] and [`CheckpointExt::array`].
 ///
 /// ```
-/// use ndarray::{Ix2, arr2};
+/// use ndarray::{Ix1, Ix2, arr1, arr2, s};
 ///
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("model.safetensors");
 /// # safeshard_ndarray::write_array(&path, "w", &arr2(&[[1f32, 2.], [3., 4.]]))?;
 /// let w = safeshard_ndarray::array::<f32, Ix2>(&path, "w")?;
-/// let column = safeshard_ndarray::slice::<f32, Ix2>(&path, "w", &[0..2, 1..2])?;
-/// assert_eq!(column, arr2(&[[2.], [4.]]));
+/// let column = safeshard_ndarray::slice::<f32, Ix1>(&path, "w", s![.., 1])?;
+/// assert_eq!((column, w.column(0)), (arr1(&[2., 4.]), arr1(&[1., 3.]).view()));
 /// # Ok::<(), safeshard_ndarray::Error>(())
 /// ```
 pub fn array<A: Element, D: Dimension>(path: impl AsRef<Path>, name: &str) -> Result<Array<A, D>> {
@@ -117,9 +117,9 @@ pub fn array<A: Element, D: Dimension>(path: impl AsRef<Path>, name: &str) -> Re
 pub fn slice<A: Element, D: Dimension>(
     path: impl AsRef<Path>,
     name: &str,
-    ranges: &[Range<usize>],
+    part: impl AsRef<[SliceInfoElem]>,
 ) -> Result<Array<A, D>> {
-    open_only(path, name)?.array_slice(name, ranges)
+    open_only(path, name)?.array_slice(name, part)
 }
 
 fn open_only(path: impl AsRef<Path>, name: &str) -> Result<Checkpoint> {
@@ -137,15 +137,17 @@ pub trait CheckpointExt {
     /// nor 1, or what reading meets.
     fn array<A: Element, D: Dimension>(&self, name: &str) -> Result<Array<A, D>>;
 
-    /// Part of a tensor: one range a dimension, from the first one on; the dimensions behind the last
-    /// range are taken whole. Only the bytes of the part are read, and small gaps between them.
+    /// Part of a tensor, as [`s!`](ndarray::s) spells it: ranges with steps, also backwards, indexes that
+    /// take an axis away, new axes. Axes behind the last one named are taken whole. Only the bytes of the
+    /// part are read, and small gaps between them.
     ///
     /// # Errors
-    /// As [`CheckpointExt::array`] and [`Slice::new`].
+    /// As [`CheckpointExt::array`]; `slice-rank`, `slice-range`, `slice-reversed`, `slice-step`, where
+    /// slicing an array would panic.
     fn array_slice<A: Element, D: Dimension>(
         &self,
         name: &str,
-        ranges: &[Range<usize>],
+        part: impl AsRef<[SliceInfoElem]>,
     ) -> Result<Array<A, D>>;
 
     /// A tensor of any dtype and rank. One copy.
@@ -197,24 +199,23 @@ pub trait CheckpointExt {
 
 impl CheckpointExt for Checkpoint {
     fn array<A: Element, D: Dimension>(&self, name: &str) -> Result<Array<A, D>> {
-        self.array_slice(name, &[])
+        self.array_slice(name, [])
     }
 
     fn array_slice<A: Element, D: Dimension>(
         &self,
         name: &str,
-        ranges: &[Range<usize>],
+        part: impl AsRef<[SliceInfoElem]>,
     ) -> Result<Array<A, D>> {
         let info = self.info(name)?;
-        let ranges: Vec<_> = ranges.iter().cloned().map(DimRange::from).collect();
         let make = || {
             if info.dtype != A::DTYPE {
                 return Err(dtype_mismatch::<A>(info.dtype));
             }
-            let shape = Slice::new(info.dtype, info.shape, &ranges)?;
-            // Before anything is read.
-            let dim = dimension(shape.shape())?;
-            array_of(dim, A::from_read(read_one(self, name, &ranges)?.1)?)
+            let part = Part::new::<D>(info.shape, part.as_ref())?;
+            let (planned, elements) = read_one(self, name, &part.ranges)?;
+            let array = array_of(dimension(&planned.shape)?, A::from_read(elements)?)?;
+            with_rank(part.apply(array))
         };
         make().map_err(|error| error.in_tensor(name))
     }

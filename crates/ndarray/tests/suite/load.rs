@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2, Ix3, IxDyn, arr1, arr2};
+use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2, Ix3, IxDyn, arr1, arr2, s};
 use rstest::rstest;
 use safeshard_ndarray::{
     Checkpoint, CheckpointExt, Code, Dtype, DynArray, Error, LoadOptions, PackedArray, Result,
@@ -37,7 +37,7 @@ fn shards_are_loaded_as_one() {
         Array1::from_elem(100, 2.)
     );
     assert_eq!(
-        slice::<f32, Ix1>(folder.path(), "b", &[90..100])
+        slice::<f32, Ix1>(folder.path(), "b", s![90..])
             .unwrap()
             .len(),
         10
@@ -129,7 +129,7 @@ fn a_bool_is_zero_or_one(#[case] byte: u8) {
     }
     // The part without it is fine.
     let part = checkpoint
-        .array_slice::<bool, Ix1>("mask", &[0..2])
+        .array_slice::<bool, Ix1>("mask", s![..2])
         .unwrap();
     assert_eq!(part, arr1(&[false, true]));
 }
@@ -141,11 +141,11 @@ fn what_does_not_fit_is_refused_before_anything_is_read() {
     assert_eq!(code(checkpoint.array::<f32, Ix3>("w")), Code::RankMismatch);
     assert_eq!(code(checkpoint.array::<f32, Ix2>("v")), Code::TensorMissing);
     assert_eq!(
-        code(checkpoint.array_slice::<f32, Ix2>("w", &[0..3])),
+        code(checkpoint.array_slice::<f32, Ix2>("w", s![0..3])),
         Code::SliceRange
     );
     assert_eq!(
-        code(checkpoint.array_slice::<f32, Ix2>("w", &[0..1, 0..1, 0..1])),
+        code(checkpoint.array_slice::<f32, Ix2>("w", s![0..1, 0..1, 0..1])),
         Code::SliceRank
     );
     let error = checkpoint.array::<f32, Ix1>("w").unwrap_err();
