@@ -5,7 +5,9 @@
 //!   afterwards a [`LoadReport`] of what was missing, unused and cast.
 //! - [`Weights::sharded_var_builder`] serves tensor-parallel models; each rank reads only its bytes.
 //! - [`load()`] and [`load_with`] read everything at once; [`tensor()`] and [`slice()`] one or part of one.
-//! - [`VarMapExt`] loads into the variables of a `VarMap`, all or nothing, or builds one.
+//! - [`VarMapExt`] loads into the variables of a `VarMap`, all or nothing, builds one, or saves one.
+//! - [`save()`] and [`save_with`] write a file, or shards with an index, from where the tensors lie in
+//!   memory; a reader finds the old checkpoint or the new one at every instant.
 //! - [`support`] says which dtypes candle has and what the others can be widened to.
 //!
 //! ```
@@ -32,6 +34,7 @@ mod dtype;
 mod load;
 mod prefetch;
 mod progress;
+mod save;
 mod tensor;
 mod tensor_parallel;
 mod usage;
@@ -44,8 +47,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use dtype::{floats_as, from_candle, support, to_candle};
 pub use load::{load, load_with, slice, tensor, var_builder};
 pub use safeshard_core::{
-    Checkpoint, Error, LoadOptions, LoadReport, Result, Support, Unsupported,
+    Checkpoint, Error, LoadOptions, LoadReport, Result, SaveOptions, SaveReport, Support,
+    Unsupported,
 };
+pub use save::{save, save_with, tensor_to_save};
 pub use tensor_parallel::TensorParallel;
 pub use var_map::{Fit, VarMapExt};
 pub use weights::Weights;

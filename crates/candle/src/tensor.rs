@@ -11,7 +11,7 @@ pub(crate) fn tensor(planned: &Planned, elements: TypedVec, device: &Device) -> 
     let storage = Storage::Cpu(storage(planned, elements)?);
     Tensor::from((storage, shape(planned)?))
         .to_device(device)
-        .map_err(|error| framework(planned, &error))
+        .map_err(|error| framework(&error).in_tensor(&planned.name))
 }
 
 /// As [`tensor`], for a variable.
@@ -30,7 +30,7 @@ pub(crate) fn var(planned: &Planned, elements: TypedVec, device: &Device) -> Res
         CpuStorage::F8E4M3(vec) => Var::from_vec(vec, dims, device),
         _ => return Err(unsupported(planned)),
     };
-    var.map_err(|error| framework(planned, &error))
+    var.map_err(|error| framework(&error).in_tensor(&planned.name))
 }
 
 fn storage(planned: &Planned, elements: TypedVec) -> Result<CpuStorage> {
@@ -67,12 +67,11 @@ fn unsupported(planned: &Planned) -> Error {
 }
 
 /// What candle refused.
-pub(crate) fn framework(planned: &Planned, error: &candle_core::Error) -> Error {
-    let candle_core::Error::WithBacktrace { inner, .. } = error else {
-        let refused = Error::new(Code::Framework).in_tensor(&planned.name);
-        return refused.found(error);
-    };
-    framework(planned, inner)
+pub(crate) fn framework(error: &candle_core::Error) -> Error {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => framework(inner),
+        refused => Error::new(Code::Framework).found(refused),
+    }
 }
 
 /// Our error where candle wants one of its own: the same message, without a backtrace.

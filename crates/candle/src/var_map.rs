@@ -1,14 +1,16 @@
-//! Checkpoints into variables, and variables from checkpoints.
+//! Checkpoints into variables, variables from checkpoints, and variables into checkpoints.
 
 use std::path::Path;
 
 use candle_core::{Device, Var};
 use candle_nn::VarMap;
-use safeshard_core::{Code, Error, LoadOptions, LoadReport, Planned, Result, natural_order};
+use safeshard_core::{
+    Code, Error, LoadOptions, LoadReport, Planned, Result, SaveOptions, SaveReport, natural_order,
+};
 
 use crate::dtype::{from_candle, var_support};
 use crate::weights::Want;
-use crate::{Weights, load, lock, tensor};
+use crate::{Weights, load, lock, save, tensor};
 
 /// What to do about variables that the checkpoint lacks, or has in another shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +69,13 @@ pub trait VarMapExt: Sized {
     /// As [`VarMapExt::load_checkpoint`].
     fn load_weights(&self, weights: &Weights, fit: Fit) -> Result<LoadReport>;
 
+    /// Saves every variable under its name, as [`save_with`](crate::save_with). The map is not locked
+    /// meanwhile; a variable on the CPU that is set is saved as it is before or after.
+    ///
+    /// # Errors
+    /// As [`save_with`](crate::save_with).
+    fn save_checkpoint(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport>;
+
     /// A map with a variable for every tensor of the checkpoint at `path`, with the options of
     /// [`load_with`](crate::load_with). Tied tensors that were stored once become one variable under
     /// both names.
@@ -112,10 +121,16 @@ impl VarMapExt for VarMap {
         // From here on only a device that breaks can fail.
         for ((planned, var), tensor) in plan.iter().zip(&targets).zip(tensors) {
             var.set(&tensor)
-                .map_err(|error| tensor::framework(planned, &error))?;
+                .map_err(|error| tensor::framework(&error).in_tensor(&planned.name))?;
             weights.note_loaded(planned);
         }
         Ok(weights.report())
+    }
+
+    fn save_checkpoint(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport> {
+        let vars = lock(self.data()).clone();
+        let tensors = vars.iter().map(|(name, var)| (name, var.as_tensor()));
+        save::save_with(tensors, path, options)
     }
 
     fn from_checkpoint(

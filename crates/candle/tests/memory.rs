@@ -1,4 +1,5 @@
-//! Loading N bytes of tensors peaks at N plus at most 64 MiB: everything that is allocated counts.
+//! Loading N bytes of tensors peaks at N plus at most 64 MiB, and saving them needs a few MiB:
+//! everything that is allocated counts.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarMap;
-use safeshard_candle::{LoadOptions, VarMapExt, Weights, floats_as, load, load_with};
+use safeshard_candle::{
+    LoadOptions, SaveOptions, VarMapExt, Weights, floats_as, load, load_with, save_with,
+};
+use safeshard_core::Durability;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -173,4 +177,47 @@ fn what_nobody_takes_stays_within_the_window() {
     });
     // The largest tensor is held by the one who asked.
     assert_below(bytes, SIZES[0] * MIB);
+}
+
+#[test]
+fn saving_borrows_what_is_in_memory() {
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let tensors = [DType::F32, DType::BF16, DType::F8E4M3, DType::F64].map(|dtype| {
+        let elements = 16 * MIB / dtype.size_in_bytes();
+        let tensor = Tensor::ones(elements, dtype, &Device::Cpu).unwrap();
+        (dtype.as_str(), tensor)
+    });
+    let folder = tempfile::tempdir().unwrap();
+    for max_shard_size in ["1GB", "20MB"] {
+        let options = SaveOptions {
+            max_shard_size: max_shard_size.parse().unwrap(),
+            durability: Durability::Cached,
+            ..SaveOptions::default()
+        };
+        let (report, bytes) = peak(|| {
+            let tensors = tensors.iter().map(|(name, tensor)| (name, tensor));
+            save_with(tensors, folder.path(), &options).unwrap()
+        });
+        assert_eq!(report.total_size, 64 * MIB as u64);
+        assert!(bytes < 4 * MIB, "{} KiB", bytes >> 10);
+    }
+}
+
+#[test]
+fn saving_gathers_views_in_pieces() {
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let tensor = Tensor::ones((4096, 4096), DType::F32, &Device::Cpu).unwrap();
+    let view = tensor.t().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let options = SaveOptions {
+        durability: Durability::Cached,
+        ..SaveOptions::default()
+    };
+    let (report, bytes) = peak(|| save_with([("view", &view)], folder.path(), &options).unwrap());
+    assert_eq!(report.materialised, ["view"]);
+    assert!(bytes < 12 * MIB, "{} KiB", bytes >> 10);
 }

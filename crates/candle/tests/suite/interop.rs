@@ -1,37 +1,11 @@
 //! What Python's writers left, bit for bit, as candle tensors.
 
-use std::path::{Path, PathBuf};
-
 use candle_core::Device;
 use safeshard_candle::{LoadOptions, Support, Unsupported, Weights, support};
 use safeshard_core::Dtype;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::support::bytes;
-
-fn fixtures() -> PathBuf {
-    let folder = std::env::var_os("SAFESHARD_FIXTURES");
-    Path::new(&folder.expect("SAFESHARD_FIXTURES is not set: run `cargo xtask test`"))
-        .join("interop")
-}
-
-/// The files that say what a folder holds: one for each variant.
-fn expectations() -> Vec<(PathBuf, Value)> {
-    let mut found = Vec::new();
-    for folder in std::fs::read_dir(fixtures()).unwrap() {
-        let folder = folder.unwrap().path();
-        for file in std::fs::read_dir(&folder).unwrap() {
-            let file = file.unwrap().path();
-            let name = file.file_name().unwrap().to_str().unwrap();
-            if name.starts_with("expected") && name.ends_with(".json") {
-                let text = std::fs::read_to_string(&file).unwrap();
-                found.push((folder.clone(), serde_json::from_str(&text).unwrap()));
-            }
-        }
-    }
-    found
-}
+use crate::support::{bytes, expectations};
 
 #[test]
 fn every_fixture_is_loaded_as_its_writer_says() {

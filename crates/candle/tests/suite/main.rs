@@ -6,5 +6,7 @@ mod interop;
 mod load;
 mod parts;
 mod prefetch;
+mod save;
+mod save_interop;
 mod support;
 mod var_map;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, Storage, Tensor};
@@ -12,6 +12,7 @@ use safeshard_candle::{Checkpoint, LoadOptions, Result, Weights};
 use safeshard_core::{MemorySource, OpenOptions, ReadAt};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use serde_json::Value;
 
 /// A tensor to write.
 #[derive(Clone, Debug)]
@@ -174,4 +175,28 @@ impl fmt::Debug for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Probe")
     }
+}
+
+/// What Python's writers left.
+pub(crate) fn fixtures() -> PathBuf {
+    let folder = std::env::var_os("SAFESHARD_FIXTURES");
+    Path::new(&folder.expect("SAFESHARD_FIXTURES is not set: run `cargo xtask test`"))
+        .join("interop")
+}
+
+/// The folders of [`fixtures`] and the files that say what they hold: one for each variant.
+pub(crate) fn expectations() -> Vec<(PathBuf, Value)> {
+    let mut found = Vec::new();
+    for folder in std::fs::read_dir(fixtures()).unwrap() {
+        let folder = folder.unwrap().path();
+        for file in std::fs::read_dir(&folder).unwrap() {
+            let file = file.unwrap().path();
+            let name = file.file_name().unwrap().to_str().unwrap();
+            if name.starts_with("expected") && name.ends_with(".json") {
+                let text = std::fs::read_to_string(&file).unwrap();
+                found.push((folder.clone(), serde_json::from_str(&text).unwrap()));
+            }
+        }
+    }
+    found
 }

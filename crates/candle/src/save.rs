@@ -1,0 +1,278 @@
+//! Tensors into files: borrowed where they lie in memory as they are stored, else piece by piece.
+
+use std::ops::Range;
+use std::path::Path;
+
+use candle_core::{CpuStorage, Device, Storage, Tensor};
+use safeshard_core::{
+    Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData, natural_order,
+};
+
+use crate::dtype::from_candle;
+use crate::tensor::framework;
+
+/// How many bytes are gathered, or fetched from a device, at a time.
+const PIECE: u64 = 8 << 20;
+
+/// Saves tensors under their names: a `HashMap`, a `BTreeMap`, a `Vec` of pairs or any other iterator,
+/// owned or borrowed. A path that ends in `.safetensors` is one file; any other is a folder, made if
+/// need be, with one file or, above 5 GB, shards and an index as transformers writes them.
+///
+/// - At every instant, a reader of `path` finds what was there before or what is saved now, whole.
+///   When the call returns, everything is on the medium.
+/// - Tensors that lie in the CPU's memory in row-major order are written from there. Views with
+///   strides (transposed, narrowed, broadcast) and tensors on other devices are copied in pieces of
+///   8 MiB. None of it depends on the size of the checkpoint.
+/// - Tied tensors, which are the same bytes under several names, are stored once; [`load`](crate::load())
+///   gives them back under all names.
+/// - The result does not depend on the order of the iterator: tensors are taken in natural order
+///   (`layer.2` before `layer.10`). For an order of your own, pass what [`tensor_to_save`] makes to
+///   [`safeshard_core::save`].
+/// - A variable on the CPU that another thread sets meanwhile is saved as it is before or after;
+///   setting it waits until it is written.
+///
+/// # Errors
+/// As [`safeshard_core::save`] and [`tensor_to_save`]. What was there before stays.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use candle_core::{DType, Device, Tensor};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model");
+/// let embed = Tensor::ones((2, 3), DType::BF16, &Device::Cpu)?;
+/// let tensors = HashMap::from([
+///     ("embed.weight".to_string(), embed.clone()),
+///     ("head.weight".to_string(), embed), // tied: stored once
+/// ]);
+/// let report = safeshard_candle::save(&tensors, &path)?;
+/// assert_eq!(report.total_size, 2 * 3 * 2);
+/// assert_eq!(report.aliases["head.weight"], "embed.weight");
+///
+/// let loaded = safeshard_candle::load(&path, &Device::Cpu)?;
+/// assert_eq!(loaded["head.weight"].dims(), [2, 3]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn save<N, T>(
+    tensors: impl IntoIterator<Item = (N, T)>,
+    path: impl AsRef<Path>,
+) -> Result<SaveReport>
+where
+    N: AsRef<str>,
+    T: AsRef<Tensor>,
+{
+    save_with(tensors, path, &SaveOptions::default())
+}
+
+/// As [`save`], with options: size and names of shards, metadata, whose spelling of the index, what
+/// becomes of ties, when it returns.
+///
+/// # Errors
+/// As [`save`].
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use safeshard_candle::{SaveOptions, save_with};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path();
+/// let w = Tensor::zeros((250, 100), DType::F32, &Device::Cpu)?;
+/// let options = SaveOptions {
+///     max_shard_size: "100KB".parse()?,
+///     ..SaveOptions::default()
+/// };
+/// let report = save_with([("a", &w), ("b", &w.t()?)], path, &options)?;
+/// assert_eq!(report.files.len(), 2);
+/// assert_eq!(report.index.as_deref(), Some("model.safetensors.index.json"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn save_with<N, T>(
+    tensors: impl IntoIterator<Item = (N, T)>,
+    path: impl AsRef<Path>,
+    options: &SaveOptions,
+) -> Result<SaveReport>
+where
+    N: AsRef<str>,
+    T: AsRef<Tensor>,
+{
+    let mut to_save = Vec::new();
+    let mut problems = Vec::new();
+    for (name, tensor) in tensors {
+        match tensor_to_save(name.as_ref(), tensor.as_ref()) {
+            Ok(tensor) => to_save.push(tensor),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Error::all(problems));
+    }
+    to_save.sort_by(|a, b| natural_order(&a.name, &b.name));
+    safeshard_core::save(to_save, path, options)
+}
+
+/// A tensor for [`safeshard_core::save`] and [`safeshard_core::write_to`], for those who decide the
+/// order themselves or mix candle's tensors with others. It shares the tensor's memory.
+///
+/// # Errors
+/// - `unsupported-dtype`: a dtype of candle's that the format lacks.
+/// - `slice-sub-byte`: part of a tensor of `F4`, `F6_E2M3` or `F6_E3M2` that does not begin and end
+///   on a whole byte.
+/// - `framework`: a view with strides of one of these or of `F8_E8M0`, which candle cannot copy; or
+///   a storage that is smaller than the tensor's shape.
+pub fn tensor_to_save(name: impl Into<String>, tensor: &Tensor) -> Result<SaveTensor<'static>> {
+    let name = name.into();
+    let found = tensor.dtype().as_str();
+    let unknown = || Error::new(Code::UnsupportedDtype).in_tensor(&name);
+    let dtype = from_candle(tensor.dtype()).ok_or_else(|| unknown().found(found))?;
+    let shape: Vec<_> = tensor.dims().iter().map(|&dim| dim as u64).collect();
+    // Without its history, which would be kept alive and grow with every piece.
+    let tensor = tensor.detach();
+    if tensor.device().is_cpu() && tensor.is_contiguous() {
+        let memory = Memory::new(dtype, tensor).map_err(|error| error.in_tensor(&name))?;
+        return Ok(SaveTensor::new(name, dtype, shape, memory));
+    }
+    if !is_copied(dtype) && !tensor.is_contiguous() {
+        let error = Error::new(Code::Framework).in_tensor(name);
+        return Err(error
+            .found(format_args!("{dtype} in a view with strides"))
+            .help(
+                "candle does not copy elements of this dtype: save the tensor that it is a view of",
+            ));
+    }
+    Ok(SaveTensor::new(
+        name,
+        dtype,
+        shape,
+        Pieces { dtype, tensor },
+    ))
+}
+
+/// Whether candle makes views of this dtype contiguous.
+fn is_copied(dtype: Dtype) -> bool {
+    use Dtype::{F4, F6E2M3, F6E3M2, F8E8M0};
+    !matches!(dtype, F4 | F6E2M3 | F6E3M2 | F8E8M0)
+}
+
+/// A tensor that lies in the CPU's memory as a file holds it.
+struct Memory {
+    tensor: Tensor,
+    /// Its part of the storage.
+    bytes: Range<usize>,
+}
+
+impl Memory {
+    /// `tensor` is on the CPU and contiguous.
+    fn new(dtype: Dtype, tensor: Tensor) -> Result<Self> {
+        // Candle counts elements also where several share a byte.
+        let position = |elements: usize| {
+            let bytes = dtype.byte_len(&[elements as u64])?;
+            usize::try_from(bytes).ok()
+        };
+        let start = tensor.layout().start_offset();
+        let bytes = position(start).zip(position(start + tensor.elem_count()));
+        let (start, end) = bytes.ok_or_else(|| Error::new(Code::SliceSubByte))?;
+        let memory = Self {
+            tensor,
+            bytes: start..end,
+        };
+        memory.with_bytes(|_| ())?;
+        Ok(memory)
+    }
+
+    /// Lends the bytes. Whoever wants to set the tensor waits meanwhile.
+    fn with_bytes<R>(&self, lend: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        let (storage, _) = self.tensor.storage_and_layout();
+        let bytes = match &*storage {
+            Storage::Cpu(storage) => storage_bytes(storage).get(self.bytes.clone()),
+            _ => None,
+        };
+        let short = || Error::new(Code::Framework).found("a storage smaller than the shape");
+        bytes.map(lend).ok_or_else(short)
+    }
+}
+
+impl TensorData for Memory {
+    fn byte_len(&self) -> Option<u64> {
+        Some(self.bytes.len() as u64)
+    }
+
+    fn place(&self) -> Option<Range<usize>> {
+        let address = self.with_bytes(|bytes| bytes.as_ptr().addr()).ok()?;
+        // What has no bytes shares none, whatever its address.
+        (!self.bytes.is_empty()).then(|| address..address + self.bytes.len())
+    }
+
+    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.with_bytes(write)?
+    }
+}
+
+/// A tensor on another device, or a view with strides.
+struct Pieces {
+    dtype: Dtype,
+    tensor: Tensor,
+}
+
+impl Pieces {
+    fn write(&self, part: &Tensor, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        // Halves along the first dimension that has any are in row-major order.
+        let large = self.dtype.byte_len(&[part.elem_count() as u64]) > Some(PIECE);
+        let mut dims = part.dims().iter();
+        if large && let Some(dim) = dims.position(|&size| size > 1) {
+            let (size, half) = (part.dims()[dim], part.dims()[dim] / 2);
+            for (start, len) in [(0, half), (half, size - half)] {
+                let part = part.narrow(dim, start, len);
+                self.write(&part.map_err(|error| framework(&error))?, write)?;
+            }
+            return Ok(());
+        }
+        // By a copy of its own, because candle fetches a whole storage, whatever part of it a
+        // tensor is.
+        let part = part.force_contiguous();
+        self.write_whole(part, write)
+    }
+
+    fn write_whole(
+        &self,
+        tensor: candle_core::Result<Tensor>,
+        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let tensor = tensor.and_then(|tensor| tensor.to_device(&Device::Cpu));
+        let tensor = tensor.map_err(|error| framework(&error))?;
+        Memory::new(self.dtype, tensor)?.write_to(write)
+    }
+}
+
+impl TensorData for Pieces {
+    fn byte_len(&self) -> Option<u64> {
+        self.dtype.byte_len(&[self.tensor.elem_count() as u64])
+    }
+
+    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if is_copied(self.dtype) {
+            self.write(&self.tensor, write)
+        } else {
+            self.write_whole(Ok(self.tensor.clone()), write)
+        }
+    }
+}
+
+/// The bytes of everything that a storage holds.
+fn storage_bytes(storage: &CpuStorage) -> &[u8] {
+    match storage {
+        CpuStorage::U8(bytes)
+        | CpuStorage::F4(bytes)
+        | CpuStorage::F6E2M3(bytes)
+        | CpuStorage::F6E3M2(bytes)
+        | CpuStorage::F8E8M0(bytes) => bytes,
+        CpuStorage::F8E4M3(elements) => bytemuck::must_cast_slice(elements),
+        CpuStorage::I16(elements) => bytemuck::must_cast_slice(elements),
+        CpuStorage::F16(elements) => bytemuck::must_cast_slice(elements),
+        CpuStorage::BF16(elements) => bytemuck::must_cast_slice(elements),
+        CpuStorage::I32(elements) => bytemuck::must_cast_slice(elements),
+        CpuStorage::U32(elements) => bytemuck::must_cast_slice(elements),
+        CpuStorage::F32(elements) => bytemuck::must_cast_slice(elements),
+        CpuStorage::I64(elements) => bytemuck::must_cast_slice(elements),
+        CpuStorage::F64(elements) => bytemuck::must_cast_slice(elements),
+    }
+}
