@@ -18,11 +18,12 @@ const PIECE: u64 = 8 << 20;
 /// owned or borrowed. A path that ends in `.safetensors` is one file; any other is a folder, made if
 /// need be, with one file or, above 5 GB, shards and an index as transformers writes them.
 ///
-/// - At every instant, a reader of `path` finds what was there before or what is saved now, whole.
+/// - At every instant, whoever reads `path` finds what was there before or what is saved now, whole.
 ///   When the call returns, everything is on the medium.
 /// - Tensors that lie in the CPU's memory in row-major order are written from there. Views with
-///   strides (transposed, narrowed, broadcast) and tensors on other devices are copied in pieces of
-///   8 MiB. None of it depends on the size of the checkpoint.
+///   strides (transposed, narrowed, broadcast) and tensors on other devices are copied, 8 MiB at a
+///   time; the report names them as materialised. Otherwise it takes the memory that
+///   [`safeshard_core::save`] takes.
 /// - Tied tensors, which are the same bytes under several names, are stored once; [`load`](crate::load())
 ///   gives them back under all names.
 /// - The result does not depend on the order of the iterator: tensors are taken in natural order
@@ -246,6 +247,10 @@ impl Pieces {
 impl TensorData for Pieces {
     fn byte_len(&self) -> Option<u64> {
         self.dtype.byte_len(&[self.tensor.elem_count() as u64])
+    }
+
+    fn is_materialised(&self) -> bool {
+        true
     }
 
     fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {

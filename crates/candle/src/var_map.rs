@@ -26,7 +26,7 @@ pub enum Fit {
 /// ```
 /// use candle_core::{DType, Device};
 /// use candle_nn::{VarBuilder, VarMap};
-/// use safeshard_candle::{LoadOptions, VarMapExt};
+/// use safeshard_candle::{LoadOptions, SaveOptions, VarMapExt};
 ///
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("model.safetensors");
@@ -42,6 +42,8 @@ pub enum Fit {
 ///
 /// let (rebuilt, _) = VarMap::from_checkpoint(&path, &LoadOptions::default(), &Device::Cpu)?;
 /// assert_eq!(rebuilt.all_vars().len(), 1);
+///
+/// rebuilt.save_checkpoint(&path, &SaveOptions::default())?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait VarMapExt: Sized {

@@ -370,7 +370,7 @@ fn the_same_name_twice_is_refused() {
     let error = save([("w", &w), ("w", &w)], folder.path()).unwrap_err();
     assert_eq!(
         (error.code(), error.tensor()),
-        (Code::DuplicateTensor, Some("w"))
+        (Code::NameCollision, Some("w"))
     );
 }
 
