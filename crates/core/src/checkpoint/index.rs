@@ -31,11 +31,20 @@ pub struct Index {
     /// Names of tied tensors that were stored once: `dropped -> kept`.
     pub(crate) aliases: BTreeMap<String, String>,
     pub(crate) shards: Vec<ShardName>,
-    /// Positions in `shards`; the checkpoint takes it.
-    pub(crate) weight_map: HashMap<String, u32>,
+    /// The checkpoint takes it.
+    pub(crate) weight_map: HashMap<String, Owner>,
     pub(crate) warnings: Vec<Finding>,
     /// Whose spelling it is, as far as its last byte shows.
     pub(crate) dialect: Dialect,
+}
+
+/// Where a tensor is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner {
+    /// The position of its file.
+    pub(crate) file: u32,
+    /// How many tensors are named before it: some writers give them in an order of their own.
+    pub(crate) rank: u32,
 }
 
 impl Index {
@@ -134,16 +143,16 @@ impl Index {
     pub(crate) fn keep_shards_of(&mut self, tensors: &[String]) {
         let shard = |name: &String| {
             let stored = self.aliases.get(name).unwrap_or(name);
-            self.weight_map.get(stored).copied()
+            self.weight_map.get(stored).map(|owner| owner.file)
         };
         let Some(kept) = tensors.iter().map(shard).collect::<Option<BTreeSet<_>>>() else {
             return;
         };
         let positions: HashMap<_, _> = kept.iter().copied().zip(0..).collect();
         self.weight_map
-            .retain(|_, shard| match positions.get(shard) {
+            .retain(|_, owner| match positions.get(&owner.file) {
                 Some(&position) => {
-                    *shard = position;
+                    owner.file = position;
                     true
                 }
                 None => false,
@@ -175,7 +184,7 @@ struct Parser<'a> {
     json: Cursor<'a>,
     limits: &'a Limits,
     metadata: Option<Metadata>,
-    weight_map: Option<HashMap<String, u32>>,
+    weight_map: Option<HashMap<String, Owner>>,
     shards: Shards,
     extra_keys: Vec<Cow<'a, str>>,
 }
@@ -280,8 +289,8 @@ impl Parser<'_> {
                 return Err(error.in_tensor(tensor));
             }
             let name = self.json.string()?;
-            let shard = match self.shards.position(&name, self.limits) {
-                Ok(Some(shard)) => shard,
+            let file = match self.shards.position(&name, self.limits) {
+                Ok(Some(file)) => file,
                 Ok(None) => continue,
                 Err(error) if error.code() == Code::ShardName => {
                     problems.push(error.in_tensor(tensor).at_offset(offset));
@@ -289,7 +298,11 @@ impl Parser<'_> {
                 }
                 Err(error) => return Err(error.at_offset(offset)),
             };
-            if map.insert(tensor.to_string(), shard).is_some() {
+            let rank = u32::try_from(map.len()).unwrap_or(u32::MAX);
+            if map
+                .insert(tensor.to_string(), Owner { file, rank })
+                .is_some()
+            {
                 return Err(Error::new(Code::IndexDuplicate)
                     .in_tensor(tensor)
                     .at_offset(offset));

@@ -16,6 +16,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use index::Owner;
+
 use crate::io::buffer::{Destination, Overwrite};
 use crate::io::cast::Cast;
 use crate::io::engine::{self, Job, ReadOptions};
@@ -67,7 +69,7 @@ pub struct Checkpoint {
     kind: CheckpointKind,
     files: Vec<ShardFile>,
     /// Which file serves a tensor; `None` where there is only one file.
-    owners: Option<HashMap<String, u32>>,
+    owners: Option<HashMap<String, Owner>>,
     index: Option<Index>,
     aliases: BTreeMap<String, String>,
     warnings: Vec<Finding>,
@@ -164,7 +166,7 @@ impl Checkpoint {
     fn new(
         kind: CheckpointKind,
         files: Vec<ShardFile>,
-        owners: Option<HashMap<String, u32>>,
+        owners: Option<HashMap<String, Owner>>,
         index: Option<Index>,
     ) -> Self {
         let mut checkpoint = Self {
@@ -416,9 +418,14 @@ impl Checkpoint {
     /// The file that serves a stored tensor.
     fn owner(&self, name: &str) -> Option<usize> {
         match &self.owners {
-            Some(owners) => owners.get(name).map(|&file| file as usize),
+            Some(owners) => owners.get(name).map(|owner| owner.file as usize),
             None => Some(0),
         }
+    }
+
+    /// A stored tensor's place in the order of the index.
+    fn rank(&self, name: &str) -> Option<u32> {
+        self.owners.as_ref()?.get(name).map(|owner| owner.rank)
     }
 
     /// File and position of a tensor, by its name or an alias.

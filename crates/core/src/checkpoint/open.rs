@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::index::Index;
+use super::index::{Index, Owner};
 use super::locate::{Listing, Located, Place, Prefer, index_at_a_glance};
 use super::names::{natural_order, sample};
 use super::settle::{Seen, settled};
@@ -234,8 +234,8 @@ impl<'o> Opener<'o> {
             index.keep_shards_of(tensors);
         }
         let mut tensors_of = vec![Vec::new(); index.shards.len()];
-        for (tensor, &shard) in &index.weight_map {
-            if let Some(tensors) = tensors_of.get_mut(shard as usize) {
+        for (tensor, owner) in &index.weight_map {
+            if let Some(tensors) = tensors_of.get_mut(owner.file as usize) {
                 tensors.push(tensor.as_str());
             }
         }
@@ -309,14 +309,18 @@ fn of_files(list: impl Iterator<Item = Result<ShardFile>>) -> Result<Checkpoint>
     if files.is_empty() && problems.is_empty() {
         return Err(Error::new(Code::NoCheckpoint).expected("at least one file"));
     }
-    let mut owners: HashMap<String, u32> = HashMap::new();
+    let mut owners: HashMap<String, Owner> = HashMap::new();
     for (position, file) in files.iter().enumerate() {
         for tensor in file.names() {
-            let Some(other) = owners.insert(tensor.to_owned(), position as u32) else {
+            let owner = Owner {
+                file: position as u32,
+                rank: u32::try_from(owners.len()).unwrap_or(u32::MAX),
+            };
+            let Some(other) = owners.insert(tensor.to_owned(), owner) else {
                 continue;
             };
             problems.push(|| {
-                let other = files.get(other as usize).map_or("", |file| &file.name);
+                let other = files.get(other.file as usize).map_or("", |file| &file.name);
                 let found = format!("`{other}` and `{}`", file.name);
                 let error = Error::new(Code::DuplicateAcrossFiles).in_tensor(tensor);
                 error.found(found)

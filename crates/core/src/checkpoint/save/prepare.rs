@@ -1,6 +1,6 @@
 //! Everything that a save decides before it touches the disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::dialect::{self, IndexContents, Layout};
@@ -145,15 +145,13 @@ fn more_aliases(
     let stored = tensors.iter().map(|tensor| (&*tensor.name, &*tensor.name));
     let tied = tied.iter().map(|(dropped, kept)| (&**dropped, &**kept));
     let kept_of: HashMap<&str, &str> = stored.chain(tied).collect();
-    let mut more = BTreeMap::new();
-    for (name, of) in wanted {
-        if let Some(kept) = kept_of.get(&**of)
-            && !kept_of.contains_key(&**name)
-        {
-            more.entry(name.clone()).or_insert((*kept).to_owned());
-        }
-    }
-    more.into_iter().collect()
+    let mut seen = HashSet::new();
+    let more = wanted.iter().filter_map(|(name, of)| {
+        let kept = kept_of.get(&**of)?;
+        let is_new = !kept_of.contains_key(&**name) && seen.insert(name);
+        is_new.then(|| (name.clone(), (*kept).to_owned()))
+    });
+    more.collect()
 }
 
 /// Bytes of each tensor, as its dtype and shape say; all that is wrong about them comes at once.

@@ -113,44 +113,60 @@ impl SaveOptions {
     /// Options that save a checkpoint's tensors as they are: under its file names, in its shards, with
     /// its metadata and aliases, and an index in the spelling of its own.
     ///
-    /// Of shards, the metadata is that of the first one. Whether an index is by huggingface_hub or by
+    /// Of shards, the metadata is what all of them have. Whether an index is by huggingface_hub or by
     /// transformers is told by its last byte; what else writes none like transformers' counts as
-    /// huggingface_hub's.
+    /// huggingface_hub's, or as torch's where its shards have more metadata than hub's.
     pub fn like(checkpoint: &Checkpoint) -> Self {
         let (stem, variant) = stem_and_variant(checkpoint);
         let is_alias = |name: &str| checkpoint.aliases().contains_key(name);
+        // What only some have is about their tensors, such as where torch's ranks began.
+        let is_common = |(key, value): &(&str, &str)| {
+            let values = checkpoint.files().iter();
+            let mut values = values.map(|file| file.header().metadata_value(key));
+            values.all(|other| other == Some(*value))
+        };
         let header = checkpoint.files().first();
         let header = header.into_iter().flat_map(|file| file.header().metadata());
         let mut metadata: Vec<_> = header
+            .filter(is_common)
             // What every save adds.
             .filter(|entry| *entry != ("format", "pt") && !is_alias(entry.0))
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect();
-        let dialect = checkpoint.index().map(|index| index.dialect);
+        let dialect = match checkpoint.index().map(|index| index.dialect) {
+            Some(Dialect::Hub) if !metadata.is_empty() => Dialect::Dcp,
+            dialect => dialect.unwrap_or_default(),
+        };
         let mut index_metadata = Vec::new();
         let index = checkpoint.index().into_iter();
         for (key, value) in index.flat_map(Index::metadata) {
             match (dialect, value) {
                 _ if key == "total_size" || is_alias(key) => {}
                 // Where the metadata of huggingface_hub's checkpoints is.
-                (Some(Dialect::Hub), Value::String(value)) => {
+                (Dialect::Hub, Value::String(value)) => {
                     metadata.push((key.clone(), value.clone()));
                 }
                 _ => index_metadata.push((key.clone(), value.clone())),
             }
         }
-        let aliases = checkpoint.aliases().iter();
+        let alias = |name: &String| {
+            let kept = checkpoint.aliases().get(name)?;
+            Some((name.clone(), kept.clone()))
+        };
+        let aliases = match checkpoint.index() {
+            // As they are recorded.
+            Some(index) => index.metadata().keys().filter_map(alias).collect(),
+            None => checkpoint.aliases().keys().filter_map(alias).collect(),
+        };
         Self {
             stem,
             variant,
             max_shard_size: ShardSize::UNLIMITED,
             sharding: sharding(checkpoint),
-            dialect: dialect.unwrap_or_default(),
+            dialect,
             metadata,
             index_metadata,
-            aliases: aliases
-                .map(|(dropped, kept)| (dropped.clone(), kept.clone()))
-                .collect(),
+            aliases,
             ..Self::default()
         }
     }
@@ -169,7 +185,9 @@ fn sharding(checkpoint: &Checkpoint) -> Sharding {
             let owner = checkpoint.file_of(name);
             owner.is_some_and(|owner| std::ptr::eq(owner, file))
         });
-        served.map(str::to_owned).collect::<Vec<_>>()
+        let mut served: Vec<_> = served.map(str::to_owned).collect();
+        served.sort_by_key(|name| checkpoint.rank(name));
+        served
     };
     Sharding::Explicit(files.into_iter().map(served).collect())
 }
