@@ -1,5 +1,8 @@
 //! What a contender has produced, in a line that every contender must agree on.
 
+use std::fs;
+use std::path::PathBuf;
+
 use candle_core::Tensor;
 use safetensors::tensor::View;
 use serde::{Deserialize, Serialize};
@@ -49,6 +52,19 @@ impl Digest {
             Line::new(name, &view.dtype().to_string(), view.shape(), view.data())
         });
         Ok(Self::of_lines(lines.collect()))
+    }
+
+    /// Of files, together.
+    pub(crate) fn of_files(files: &[PathBuf]) -> Result<Self> {
+        let mut lines = Vec::new();
+        for file in files {
+            let file = fs::read(file)?;
+            let parsed = safetensors::SafeTensors::deserialize(&file)?;
+            lines.extend(parsed.iter().map(|(name, view)| {
+                Line::new(name, &view.dtype().to_string(), view.shape(), view.data())
+            }));
+        }
+        Ok(Self::of_lines(lines))
     }
 
     /// Of headers: name, dtype, shape, first and last byte of each tensor.

@@ -91,6 +91,8 @@ pub(crate) enum Measure {
     AnonymousOverPayload,
     /// The same with the pages of mapped files.
     ResidentOverPayload,
+    /// The peak of its anonymous memory, in MiB.
+    AnonymousMib,
     /// How many files it opened.
     FilesOpened,
 }
@@ -145,6 +147,17 @@ impl Target {
         goal: f64,
     ) -> Self {
         let measure = Measure::TimeOver(rival);
+        Self {
+            ours,
+            measure,
+            must,
+            goal,
+        }
+    }
+
+    /// The memory that a save may need, in MiB.
+    pub(crate) const fn extra_memory(ours: &'static str, must: f64, goal: f64) -> Self {
+        let measure = Measure::AnonymousMib;
         Self {
             ours,
             measure,

@@ -257,6 +257,10 @@ fn verdict(job: &Job, target: &Target, result: &JobResult) -> Vec<String> {
             let reached = ours.map(|ours| per_payload(ours.resident.anonymous));
             ("peak anonymous memory / payload".to_owned(), reached)
         }
+        Measure::AnonymousMib => {
+            let reached = ours.map(|ours| ours.resident.anonymous as f64 / f64::from(1 << 20));
+            ("peak anonymous memory, MiB".to_owned(), reached)
+        }
         Measure::ResidentOverPayload => {
             let reached = ours.map(|ours| per_payload(ours.resident.peak));
             ("peak resident memory / payload".to_owned(), reached)
@@ -271,7 +275,7 @@ fn verdict(job: &Job, target: &Target, result: &JobResult) -> Vec<String> {
     };
     let reached = reached.unwrap_or(f64::NAN);
     let figure = match target.measure {
-        Measure::FilesOpened => |count: f64| format!("{count:.0}"),
+        Measure::FilesOpened | Measure::AnonymousMib => |count: f64| format!("{count:.0}"),
         _ => ratio,
     };
     let verdict = match reached {

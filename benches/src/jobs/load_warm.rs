@@ -83,7 +83,7 @@ pub(super) const SHARDS: Job = Job {
     ..ONE_FILE
 };
 
-fn two_threads(path: &Path) -> Result<Prepared> {
+pub(super) fn two_threads(path: &Path) -> Result<Prepared> {
     safeshard(path, 2)
 }
 

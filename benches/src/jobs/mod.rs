@@ -7,8 +7,10 @@ mod cast;
 mod cold;
 mod common;
 mod header;
+mod load_into;
 mod load_warm;
 mod one_of_100;
+mod save;
 mod slice;
 mod techniques;
 mod var_builder;
@@ -16,6 +18,7 @@ mod var_builder;
 pub(crate) static ALL: &[Job] = &[
     load_warm::ONE_FILE,
     load_warm::SHARDS,
+    load_into::JOB,
     var_builder::BERT,
     var_builder::LLAMA,
     cast::JOB,
@@ -26,6 +29,9 @@ pub(crate) static ALL: &[Job] = &[
     slice::DIM_1,
     slice::MIDDLE,
     cold::JOB,
+    save::ONE_FILE,
+    save::SHARDS,
+    save::DURABLE,
     techniques::WARM,
     techniques::COLD,
 ];

@@ -30,8 +30,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod bytes;
 mod dtype;
 mod load;
+mod load_into;
 mod prefetch;
 mod progress;
 mod save;

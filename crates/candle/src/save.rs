@@ -3,11 +3,12 @@
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::{Device, Storage, Tensor};
 use safeshard_core::{
     Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData, natural_order,
 };
 
+use crate::bytes::{Span, storage_bytes};
 use crate::dtype::from_candle;
 use crate::tensor::framework;
 
@@ -157,25 +158,14 @@ fn is_copied(dtype: Dtype) -> bool {
 /// A tensor that lies in the CPU's memory as a file holds it.
 struct Memory {
     tensor: Tensor,
-    /// Its part of the storage.
-    bytes: Range<usize>,
+    span: Span,
 }
 
 impl Memory {
     /// `tensor` is on the CPU and contiguous.
     fn new(dtype: Dtype, tensor: Tensor) -> Result<Self> {
-        // Candle counts elements also where several share a byte.
-        let position = |elements: usize| {
-            let bytes = dtype.byte_len(&[elements as u64])?;
-            usize::try_from(bytes).ok()
-        };
-        let start = tensor.layout().start_offset();
-        let bytes = position(start).zip(position(start + tensor.elem_count()));
-        let (start, end) = bytes.ok_or_else(|| Error::new(Code::SliceSubByte))?;
-        let memory = Self {
-            tensor,
-            bytes: start..end,
-        };
+        let span = Span::of(dtype, &tensor)?;
+        let memory = Self { tensor, span };
         memory.with_bytes(|_| ())?;
         Ok(memory)
     }
@@ -183,24 +173,22 @@ impl Memory {
     /// Lends the bytes. Whoever wants to set the tensor waits meanwhile.
     fn with_bytes<R>(&self, lend: impl FnOnce(&[u8]) -> R) -> Result<R> {
         let (storage, _) = self.tensor.storage_and_layout();
-        let bytes = match &*storage {
-            Storage::Cpu(storage) => storage_bytes(storage).get(self.bytes.clone()),
-            _ => None,
-        };
-        let short = || Error::new(Code::Framework).found("a storage smaller than the shape");
-        bytes.map(lend).ok_or_else(short)
+        match &*storage {
+            Storage::Cpu(storage) => self.span.of_bytes(storage_bytes(storage)).map(lend),
+            _ => Err(Error::new(Code::Framework).found("a storage that is not the CPU's")),
+        }
     }
 }
 
 impl TensorData for Memory {
     fn byte_len(&self) -> Option<u64> {
-        Some(self.bytes.len() as u64)
+        Some(self.span.len() as u64)
     }
 
     fn place(&self) -> Option<Range<usize>> {
         let address = self.with_bytes(|bytes| bytes.as_ptr().addr()).ok()?;
         // What has no bytes shares none, whatever its address.
-        (!self.bytes.is_empty()).then(|| address..address + self.bytes.len())
+        (self.span.len() > 0).then(|| address..address + self.span.len())
     }
 
     fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
@@ -259,25 +247,5 @@ impl TensorData for Pieces {
         } else {
             self.write_whole(Ok(self.tensor.clone()), write)
         }
-    }
-}
-
-/// The bytes of everything that a storage holds.
-fn storage_bytes(storage: &CpuStorage) -> &[u8] {
-    match storage {
-        CpuStorage::U8(bytes)
-        | CpuStorage::F4(bytes)
-        | CpuStorage::F6E2M3(bytes)
-        | CpuStorage::F6E3M2(bytes)
-        | CpuStorage::F8E8M0(bytes) => bytes,
-        CpuStorage::F8E4M3(elements) => bytemuck::must_cast_slice(elements),
-        CpuStorage::I16(elements) => bytemuck::must_cast_slice(elements),
-        CpuStorage::F16(elements) => bytemuck::must_cast_slice(elements),
-        CpuStorage::BF16(elements) => bytemuck::must_cast_slice(elements),
-        CpuStorage::I32(elements) => bytemuck::must_cast_slice(elements),
-        CpuStorage::U32(elements) => bytemuck::must_cast_slice(elements),
-        CpuStorage::F32(elements) => bytemuck::must_cast_slice(elements),
-        CpuStorage::I64(elements) => bytemuck::must_cast_slice(elements),
-        CpuStorage::F64(elements) => bytemuck::must_cast_slice(elements),
     }
 }

@@ -4,6 +4,7 @@ mod dtypes;
 mod incumbents;
 mod interop;
 mod load;
+mod load_into;
 mod parts;
 mod prefetch;
 mod save;

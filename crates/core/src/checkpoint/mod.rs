@@ -312,7 +312,7 @@ impl Checkpoint {
 
     /// Reads many parts into many destinations, in file order, on a few threads; the results come
     /// in the order asked. Each byte is copied once, from the file to its destination; a conversion
-    /// goes through a buffer of 2 MiB a thread.
+    /// goes through a buffer of 96 KiB a thread.
     ///
     /// # Errors
     /// The first one that occurs, with file, tensor and byte; then nothing is handed out. Also
