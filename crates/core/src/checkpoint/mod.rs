@@ -116,10 +116,12 @@ impl Checkpoint {
     /// Opens what is at `path`: a safetensors file, an index, a folder with either of them, or a
     /// repository in the Hugging Face cache. Links are followed.
     ///
-    /// Reads headers only: one or two reads a file.
+    /// Reads headers only: one or two reads a file. If a checkpoint is saved in its place meanwhile, the
+    /// one or the other is opened, never a mixture.
     ///
     /// # Errors
     /// Everything that makes the checkpoint unusable, in one error; see [`Error::problems`].
+    /// `file-changed` if it was replaced again and again for a second.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, &OpenOptions::default())
     }
