@@ -1,6 +1,6 @@
 """Which value the tensors of a checkpoint have, for each of the libraries that load a folder.
 
-Reads folders from standard input, one a line, and writes a JSON array with one object a folder: for each
+Reads folders from standard input, one a line, and answers each with a line of JSON, an object: for each
 library the value that all tensors have, "broken" if they are not all of one checkpoint, or null where the
 library refuses the folder.
 """
@@ -83,12 +83,10 @@ def main():
         "huggingface_hub": with_huggingface_hub,
         "accelerate": with_accelerate,
     }
-    folders = sys.stdin.read().splitlines()
-    found = [
-        {name: refused_or(load, folder) for name, load in loaders.items()}
-        for folder in folders
-    ]
-    json.dump(found, sys.stdout)
+    for line in sys.stdin:
+        folder = line.rstrip("\n")
+        found = {name: refused_or(load, folder) for name, load in loaders.items()}
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 
 mod support;
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use safeshard_core::{Checkpoint, Code};
-use support::{FIRST, Folder, SECOND};
+use support::{FIRST, Folder, SECOND, trace};
 
 /// So large that a buffer for it asks for huge pages.
 const LARGE: usize = 5_000_000;
@@ -27,15 +25,8 @@ fn folder() -> Folder {
 /// with paths, only calls that concern these files are hit.
 #[track_caller]
 fn inject(fault: &str, paths: &[&Path], folder: &Folder) {
-    let works = Command::new("strace")
-        .args(["-f", "-o", "/dev/null", "true"])
-        .output();
-    if !works.is_ok_and(|output| output.status.success()) {
-        if env::var_os("SAFESHARD_SKIP_STRACE").is_some_and(|value| value == "1") {
-            eprintln!("WARNING: NOT TESTED: {fault}: strace cannot trace here, and may be skipped");
-            return;
-        }
-        panic!("strace is missing or may not trace; SAFESHARD_SKIP_STRACE=1 skips this test");
+    if !trace::works(fault) {
+        return;
     }
     let log = folder.join("strace.log");
     let inject = format!("inject={fault}");

@@ -3,14 +3,13 @@
 
 mod support;
 
-use std::env;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
-use std::process::Command;
 
 use rstest::rstest;
 use safeshard_core::{Checkpoint, Code, Dtype, SaveOptions, SaveTensor, save};
-use support::{Folder, refused};
+use support::{Folder, refused, trace};
 
 /// More than all buffers hold, and no whole number of blocks.
 const LEN: usize = (21 << 20) + 13;
@@ -20,15 +19,8 @@ const NAME: &str = "x.safetensors";
 /// Runs the test that calls this as a [`support::child`] with this fault, which must have struck.
 #[track_caller]
 fn inject(fault: &str, folder: &Folder) {
-    let works = Command::new("strace")
-        .args(["-f", "-o", "/dev/null", "true"])
-        .output();
-    if !works.is_ok_and(|output| output.status.success()) {
-        if env::var_os("SAFESHARD_SKIP_STRACE").is_some_and(|value| value == "1") {
-            eprintln!("WARNING: NOT TESTED: {fault}: strace cannot trace here, and may be skipped");
-            return;
-        }
-        panic!("strace is missing or may not trace; SAFESHARD_SKIP_STRACE=1 skips this test");
+    if !trace::works(fault) {
+        return;
     }
     let log = tempfile::NamedTempFile::new().unwrap();
     let (log, inject) = (log.path(), format!("inject={fault}"));
@@ -94,4 +86,16 @@ fn what_fails_leaves_what_was_there(#[case] fault: &str, #[case] errno: i32) {
     inject(fault, &folder);
     assert_eq!(fs::read(folder.join(NAME)).unwrap(), b"old");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_medium_that_takes_nothing_is_not_asked_for_ever() {
+    if let Some(folder) = support::child_folder() {
+        let error = refused(save_large(&folder), Code::Io);
+        assert_eq!(error.io_error().unwrap().kind(), ErrorKind::WriteZero);
+        return;
+    }
+    let folder = Folder::new();
+    inject("pwrite64:retval=0", &folder);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }

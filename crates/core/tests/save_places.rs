@@ -233,3 +233,11 @@ fn checkpoints_of_one_folder_wait_for_each_other() {
     });
     assert_eq!(folder.open().unwrap().read("w").unwrap(), [1, 2, 3, 4]);
 }
+
+#[rstest]
+fn what_a_killed_save_has_staged_goes_with_the_next(#[values(SINGLE, "")] path: &str) {
+    let folder = Folder::new();
+    folder.write(".model.safetensors.0123456789abcdef.partial", "half");
+    save(vectors(&[&[1]]), folder.join(path), &cached()).unwrap();
+    assert_eq!(names(folder.path()), [SINGLE]);
+}

@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -225,14 +224,4 @@ fn cancelling_at_the_very_end_counts_too() {
     let saved = save(vectors(&[&[1]]), folder.join("x.safetensors"), &options);
     refused(saved, Code::Cancelled);
     assert!(names(folder.path()).is_empty());
-}
-
-#[test]
-fn a_writer_that_is_full_is_an_error() {
-    let Ok(full) = File::options().write(true).open("/dev/full") else {
-        eprintln!("WARNING: NOT TESTED: there is no /dev/full");
-        return;
-    };
-    let error = refused(write_to(vectors(&[&[1]]), full, &cached()), Code::Io);
-    assert_eq!(error.io_error().unwrap().kind(), io::ErrorKind::StorageFull);
 }

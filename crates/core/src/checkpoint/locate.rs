@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::names::sample;
@@ -92,6 +93,8 @@ pub(crate) fn cache_snapshot(path: &Path) -> Option<PathBuf> {
 pub(crate) struct Listing {
     folder: PathBuf,
     names: Vec<String>,
+    /// When the last name was added or removed, at the latest: the same names may have come again.
+    changed: (i64, i64),
 }
 
 /// The names that Hugging Face's libraries give, the one that wins first.
@@ -100,6 +103,7 @@ pub(crate) const STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapte
 impl Listing {
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let failed = |error| Error::io(Code::Io, error).at_path(folder);
+        let metadata = fs::metadata(folder).map_err(failed)?;
         let mut names = Vec::new();
         for entry in fs::read_dir(folder).map_err(failed)? {
             // A name that is not UTF-8 cannot be named by an index or by Hugging Face's rules.
@@ -111,6 +115,7 @@ impl Listing {
         Ok(Self {
             folder: folder.to_path_buf(),
             names,
+            changed: (metadata.mtime(), metadata.mtime_nsec()),
         })
     }
 
@@ -354,7 +359,13 @@ mod tests {
         let mut names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         names.sort_unstable();
         let folder = PathBuf::new();
-        Listing { folder, names }.choose(variant)
+        let changed = (0, 0);
+        let listing = Listing {
+            folder,
+            names,
+            changed,
+        };
+        listing.choose(variant)
     }
 
     fn file(name: &str) -> Located {

@@ -190,6 +190,26 @@ mod tests {
     }
 
     #[test]
+    fn names_that_went_and_came_again_are_a_change() {
+        let folder = tempdir().unwrap();
+        let (name, other) = (folder.path().join("name"), folder.path().join("other"));
+        fs::write(&name, "").unwrap();
+        let (result, count) = attempts(|count, seen| {
+            seen.listing = Some(Listing::read(folder.path())?);
+            if count > 1 {
+                return Ok(checkpoint());
+            }
+            // File systems count time in steps.
+            thread::sleep(Duration::from_millis(30));
+            fs::rename(&name, &other).unwrap();
+            fs::rename(&other, &name).unwrap();
+            Err(Error::new(Code::AmbiguousCheckpoint))
+        });
+        result.unwrap();
+        assert_eq!(count, 2);
+    }
+
+    #[test]
     fn one_file_is_a_whole_checkpoint() {
         let folder = tempdir().unwrap();
         let (result, count) = attempts(|_, seen| {

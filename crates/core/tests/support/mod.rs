@@ -8,7 +8,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::thread;
 
 use safeshard_core::{Checkpoint, Code, Error, OpenOptions, Result};
@@ -17,7 +17,10 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub mod generations;
+pub mod power;
 pub mod tensors;
+pub mod trace;
 
 /// The bytes of a safetensors file that holds these tensors as `U8` vectors.
 pub fn bytes_of(tensors: &[(&str, &[u8])]) -> Vec<u8> {
@@ -158,23 +161,34 @@ pub fn child_folder() -> Option<PathBuf> {
 /// `strace -f`), where [`child_folder`] is `folder`. It must run there and pass.
 #[track_caller]
 pub fn child(launcher: &[&str], folder: &Path) {
+    let output = child_command(launcher, folder).output().unwrap();
+    assert!(
+        passed(&output),
+        "behind {launcher:?}: {}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// What [`child`] runs.
+pub fn child_command(launcher: &[&str], folder: &Path) -> Command {
     let this = env::current_exe().unwrap();
     // The name of a test is that of its thread.
     let thread = thread::current();
-    let test = thread.name().unwrap();
     let mut words: Vec<&OsStr> = launcher.iter().map(OsStr::new).collect();
     words.push(this.as_os_str());
-    let output = Command::new(words[0])
+    let mut command = Command::new(words[0]);
+    command
         .args(&words[1..])
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(CHILD_FOLDER, folder)
-        .output()
-        .unwrap();
+        .args(["--exact", thread.name().unwrap()])
+        .args(["--nocapture", "--test-threads=1"])
+        .env(CHILD_FOLDER, folder);
+    command
+}
+
+/// Whether a child ran its test, and that passed.
+pub fn passed(output: &Output) -> bool {
     let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && stdout.contains("1 passed"),
-        "{test} behind {launcher:?}: {}\n{stdout}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
+    output.status.success() && stdout.contains("1 passed")
 }

@@ -203,12 +203,7 @@ impl<'d> Underway<'d> {
         let synced = self
             .sync()
             .and_then(|()| parents.try_for_each(|parent| change::sync(parent, self.durability)));
-        synced.map_err(|error| {
-            error.help(
-                "the new checkpoint is in its place, and readers find it, but a power failure may \
-                 still bring the old one back; save again",
-            )
-        })
+        synced.map_err(not_yet_safe)
     }
 
     /// Removes what is superseded, and tells what is still there.
@@ -247,20 +242,30 @@ impl<'d> Underway<'d> {
 
     fn try_undo(&mut self) -> Result<()> {
         let folder = &self.to.folder;
+        let Some(journal) = self.announced.take() else {
+            // Nothing has changed.
+            return Ok(());
+        };
         // Only if it is certain that nothing was committed.
         if self.journal.stand(folder)? != Stand::Pending {
             return Ok(());
         }
         take_back(folder, &self.journal.new, self.durability)?;
-        if let Some(journal) = self.announced.take() {
-            change::remove(&journal, folder)?;
-        }
+        change::remove(&journal, folder)?;
         Ok(())
     }
 
     fn sync(&self) -> Result<()> {
         change::sync(&self.to.folder, self.durability)
     }
+}
+
+/// The error of a commit that is made but may not be on the medium.
+pub(super) fn not_yet_safe(error: Error) -> Error {
+    error.help(
+        "the new checkpoint is in its place, and readers find it, but a power failure may still \
+         bring the old one back; save again",
+    )
 }
 
 fn stage_bridge(to: &Destination, bytes: &[u8], durability: Durability) -> Result<Stage> {

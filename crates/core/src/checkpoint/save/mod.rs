@@ -35,7 +35,7 @@ use workers::Meter;
 use write::write_file;
 
 use crate::format::write::NewTensor;
-use crate::io::lock::FolderLock;
+use crate::io::lock::{FolderLock, sweep};
 use crate::io::publish::{Mode, Publish, Stage, sync_folder};
 use crate::io::sink::Sink;
 use crate::{Code, Dtype, Error, Result, TensorData};
@@ -140,7 +140,8 @@ pub struct SavedFile {
 /// are to be durable. A tensor that lies in memory as a file holds it is not copied.
 ///
 /// # Errors
-/// What was there before stays. Before anything is on disk: `name-collision`, `reserved-name`,
+/// What was there before stays, except where the last thing fails, to bring the new names to the
+/// medium: then what is saved now is there, and the error says so. Before anything is on disk: `name-collision`, `reserved-name`,
 /// `shape-overflow`, `sub-byte-remainder`, `tied-tensors`, `shard-list`, `checkpoint-name`,
 /// `metadata-clash`; `tensor-short` and `tensor-long` where a tensor's data are known not to be as many
 /// bytes as its dtype and shape say; `not-a-regular-file` where something is in the way that must not
@@ -232,8 +233,9 @@ fn save_file(tensors: &[SaveTensor<'_>], path: &Path, options: &SaveOptions) -> 
     recover::recover(folder, name, &lock)?;
     meter.go_on()?;
     stage.publish(Publish::Replace)?;
+    sweep(folder, &lock);
     if options.durability == Durability::Durable {
-        sync_folder(folder)?;
+        sync_folder(folder).map_err(commit::not_yet_safe)?;
     }
     Ok(prepared.report(&[file], vec![name.to_owned()]))
 }

@@ -251,7 +251,10 @@ fn load_with_python(worlds: &[World]) -> Vec<Value> {
     drop(stdin);
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
-    serde_json::from_slice(&output.stdout).unwrap()
+    let answers = str::from_utf8(&output.stdout).unwrap().lines();
+    answers
+        .map(|answer| serde_json::from_str(answer).unwrap())
+        .collect()
 }
 
 #[test]
