@@ -16,8 +16,9 @@ use safeshard::{Checkpoint, Header, HeaderOptions, LoadOptions, ReadOptions};
 use crate::data::Dataset;
 use crate::{Folders, Result};
 
-/// A count may grow by this part; hash seeds and compilers move it a little.
-const TOLERANCE: f64 = 0.05;
+/// A count may grow by this part: hash seeds move it by 2%, and the C library copies memory with other
+/// instructions on other processors.
+const TOLERANCE: f64 = 0.15;
 
 const TENSORS: u64 = 10_000;
 
