@@ -18,6 +18,7 @@ use std::{thread, vec};
 
 use super::buffer::{Destination, fill_all};
 use super::cast::Cast;
+use super::huge_pages::HugePages;
 use super::source::ReadAt;
 use super::technique::Technique;
 use crate::{Code, Error, Result, Slice};
@@ -26,8 +27,12 @@ use crate::{Code, Error, Result, Slice};
 /// the threads finish together.
 const PIECE: u64 = 8 << 20;
 
-/// A short request is cut into smaller pieces, so that every thread has one, but none below this.
-const SHORT_PIECE: u64 = 512 << 10;
+/// A short request is cut into smaller pieces, but into none below this.
+const SHORT_PIECE: u64 = 128 << 10;
+
+/// Into how many pieces for every thread: the one that starts last, or waits longest for its pages,
+/// leaves pieces to the others.
+const PIECES_A_THREAD: u64 = 4;
 
 /// Source bytes of a piece that is cast.
 const CAST_PIECE: u64 = 2 << 20;
@@ -142,10 +147,12 @@ pub(crate) fn fill<D: Destination>(
 ) -> Result<Vec<D::Filled>> {
     let lengths = jobs.iter().map(|job| job.slice.byte_len());
     let total = lengths.fold(0, u64::saturating_add);
-    let share = total / most_threads(options) as u64;
-    let piece_len = share
+    let piece_len = (total / (PIECES_A_THREAD * most_threads(options) as u64))
         .clamp(SHORT_PIECE, PIECE)
         .next_multiple_of(SHORT_PIECE);
+    let untouched = jobs.iter_mut().map(|job| &mut job.destination);
+    let untouched = untouched.filter(|destination| destination.is_untouched());
+    let pages = HugePages::ask(untouched.map(Destination::bytes));
     let mut pieces = Vec::new();
     for job in &mut jobs {
         cut(job, piece_len, &mut pieces)?;
@@ -156,6 +163,7 @@ pub(crate) fn fill<D: Destination>(
 
     let queue = Queue {
         pieces: Mutex::new(pieces.into_iter()),
+        pages,
         stopped: AtomicBool::new(false),
         error: Mutex::new(None),
         done: Mutex::new(0),
@@ -379,6 +387,7 @@ impl Room {
 /// The pieces that are left, and what became of the others.
 struct Queue<'j, 'o> {
     pieces: Mutex<vec::IntoIter<Piece<'j>>>,
+    pages: HugePages,
     stopped: AtomicBool,
     error: Mutex<Option<Error>>,
     done: Mutex<u64>,
@@ -428,7 +437,10 @@ impl<'j> Queue<'j, '_> {
             let len = piece.len;
             let result = match &self.options.cancel {
                 Some(cancel) if cancel.is_cancelled() => Err(Error::new(Code::Cancelled)),
-                _ => piece.read(&mut scratch),
+                _ => {
+                    self.pages.before_filling(piece.memory);
+                    piece.read(&mut scratch)
+                }
             };
             match result {
                 Ok(()) => self.report(len),

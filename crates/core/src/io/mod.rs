@@ -8,6 +8,8 @@ mod direct;
 #[allow(unsafe_code)]
 pub(crate) mod engine;
 pub(crate) mod entry;
+#[allow(unsafe_code)]
+pub(crate) mod huge_pages;
 pub(crate) mod lock;
 #[allow(unsafe_code)]
 pub(crate) mod mmap;
