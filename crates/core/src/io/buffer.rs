@@ -6,7 +6,7 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 
-use super::huge_pages::HugePages;
+use super::new_memory::NewMemory;
 use crate::{Code, Dtype, Error, Result};
 
 /// A place in memory that the engine fills with a tensor's bytes.
@@ -259,7 +259,7 @@ pub(crate) fn filled_vec(
     read: impl for<'r> FnMut(usize, &'r mut [MaybeUninit<u8>]) -> Result<&'r mut [u8]>,
 ) -> Result<Vec<u8>> {
     let mut buffer = UninitVec::<u8>::new(len)?;
-    HugePages::ask(std::iter::once(buffer.bytes()));
+    NewMemory::new(std::iter::once(buffer.bytes())).before_filling(buffer.bytes());
     fill_all(buffer.bytes(), read)?;
     // SAFETY: `fill_all` has seen every byte initialised.
     Ok(unsafe { buffer.assume_filled() })

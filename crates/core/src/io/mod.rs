@@ -8,11 +8,11 @@ mod direct;
 #[allow(unsafe_code)]
 pub(crate) mod engine;
 pub(crate) mod entry;
-#[allow(unsafe_code)]
-pub(crate) mod huge_pages;
 pub(crate) mod lock;
 #[allow(unsafe_code)]
 pub(crate) mod mmap;
+#[allow(unsafe_code)]
+pub(crate) mod new_memory;
 pub(crate) mod pool;
 pub(crate) mod publish;
 pub(crate) mod sink;
