@@ -46,11 +46,11 @@ pub use format::header::{
 };
 pub use format::slice::{DimRange, Slice};
 pub use format::write::DataAlignment;
-pub use io::buffer::{Destination, TypedBuffer, TypedVec};
+pub use io::buffer::{Destination, TypedBuffer, TypedVec, advise_huge_pages};
 pub use io::cast::{Cast, CastError};
 pub use io::data::TensorData;
 pub use io::engine::{Cancel, Progress, ReadOptions};
-pub use io::mmap::MappedSource;
+pub use io::mmap::{MappedSource, PrivateMap};
 pub use io::source::{FileSource, MemorySource, ReadAt};
 #[doc(hidden)]
 pub use io::technique::Technique;

@@ -252,10 +252,11 @@ pub(crate) fn filled_vec(
     Ok(unsafe { buffer.assume_filled() })
 }
 
-/// Asks for 2 MiB pages: faulting in 4 KiB pages costs more than copying the bytes.
+/// Asks for 2 MiB pages for memory that nobody has touched yet: faulting in 4 KiB pages costs more than
+/// copying the bytes. For a [`Destination`] of your own; a [`TypedBuffer`] does it itself.
 ///
 /// Only a hint; without it everything works, slower.
-fn advise_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
+pub fn advise_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
     #[cfg(target_os = "linux")]
     {
         use rustix::mm::{Advice, madvise};
