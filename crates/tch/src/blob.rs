@@ -3,7 +3,8 @@
 //! libtorch exports `torch_from_blob` as a plain C function: it makes a tensor over memory of ours and
 //! calls a function of ours when the last view of it is gone. tch's own `from_blob` has no such function.
 
-use std::ffi::c_void;
+use std::borrow::Cow;
+use std::ffi::{CStr, c_char, c_void};
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -19,6 +20,8 @@ use crate::dtype::{Layout, framework, to_kind};
 const SUCCESS: i32 = 0;
 /// `c10::DeviceType::CPU`.
 const CPU: i32 = 0;
+/// What the CPU's index is in a `c10::Device`.
+const NO_INDEX: i32 = -1;
 /// `c10::Layout::Strided`.
 const STRIDED: i32 = 0;
 
@@ -47,6 +50,9 @@ unsafe extern "C" {
         deleter: Option<Deleter>,
         deleter_context: *mut c_void,
     ) -> i32;
+
+    /// Why the last call of this thread failed; libtorch's, until the next call.
+    fn torch_exception_get_what_without_backtrace() -> *const c_char;
 }
 
 /// A tensor over a part of a mapping, which it keeps alive; `None` where its elements would not lie as
@@ -99,7 +105,7 @@ unsafe fn over<O: Send + Sync + 'static>(
             0,
             layout.scalar_type,
             CPU,
-            0,
+            NO_INDEX,
             &raw mut tensor,
             STRIDED,
             ptr::null(),
@@ -117,7 +123,14 @@ unsafe fn over<O: Send + Sync + 'static>(
         // SAFETY: `context` came from `into_raw` and its share was not dropped.
         drop(unsafe { Arc::from_raw(context) });
     }
-    Err(Error::new(Code::Framework).found("memory that libtorch makes no tensor of"))
+    // SAFETY: right behind the call that failed.
+    let why = unsafe { torch_exception_get_what_without_backtrace() };
+    let why = match why.is_null() {
+        true => Cow::from("no tensor"),
+        // SAFETY: a C string that stays until this thread's next call.
+        false => unsafe { CStr::from_ptr(why) }.to_string_lossy(),
+    };
+    Err(Error::new(Code::Framework).found(why))
 }
 
 /// What libtorch calls when the last view of a tensor is gone.

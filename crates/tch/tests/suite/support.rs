@@ -85,6 +85,10 @@ pub(crate) fn write_shards(folder: &Path, shards: &[&[(&str, &[usize])]]) {
 /// The bytes of a contiguous tensor on the CPU, as a file would hold them.
 pub(crate) fn bytes(tensor: &Tensor) -> Vec<u8> {
     assert!(tensor.is_contiguous() && tensor.device() == CPU);
+    // What has no elements may have no address.
+    if tensor.numel() == 0 {
+        return Vec::new();
+    }
     let size = dtype_of(tensor).unwrap().size().unwrap_or(1) as usize;
     // SAFETY: a contiguous tensor has its elements from `data_ptr` on, and nobody writes to them now.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), tensor.numel() * size) }

@@ -287,7 +287,7 @@ fn names_change_on_the_way_out_and_in() {
     assert_eq!(names, ["model.layer.b", "model.layer.w", "model.steps"]);
 
     let (mut vars, tensors) = store();
-    tch::no_grad(|| tensors[1].shallow_clone().fill_(5));
+    let _ = tch::no_grad(|| tensors[1].shallow_clone().fill_(5));
     let mut options = VarOptions::default();
     options.load.rename = Some(Arc::new(|name| name.replace("model.", "")));
     let report = vars.load_checkpoint(&path, &options).unwrap();
@@ -339,7 +339,7 @@ fn an_alias_in_the_checkpoint_does_not_tie_variables(
     let embed = vars.root().zeros("embed", &[6]);
     let head = vars.root().zeros("head", &[6]);
     apply(how, &mut vars, &path, &VarOptions::default()).unwrap();
-    tch::no_grad(|| embed.shallow_clone().fill_(9));
+    let _ = tch::no_grad(|| embed.shallow_clone().fill_(9));
     assert_eq!(floats(&head.detach()), floats(&shared));
 }
 
