@@ -71,7 +71,7 @@ impl Io {
     ///
     /// # Safety
     /// As [`MappedSource::open`]: nobody may write to or truncate the files while the checkpoint
-    /// opened with this, or anything borrowed from it, is alive.
+    /// opened with this, or anything borrowed or mapped from it, is alive.
     #[allow(unsafe_code)]
     pub unsafe fn mmap() -> Self {
         Self(IoKind::Mmap)
