@@ -25,12 +25,22 @@ fn checkpoint_files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 /// Loads all of `from` and saves it like it is to `to`.
 type Hand = fn(from: &Path, to: &Path);
 
-const HANDS: [(&str, Hand); 2] = [("candle", through_candle), ("ndarray", through_ndarray)];
+const HANDS: [(&str, Hand); 3] = [
+    ("candle", through_candle),
+    ("tch", through_tch),
+    ("ndarray", through_ndarray),
+];
 
 fn through_candle(from: &Path, to: &Path) {
     let options = SaveOptions::like(&Checkpoint::open(from).unwrap());
     let tensors = safeshard_candle::load(from, &Device::Cpu).unwrap();
     safeshard_candle::save_with(&tensors, to, &options).unwrap();
+}
+
+fn through_tch(from: &Path, to: &Path) {
+    let options = SaveOptions::like(&Checkpoint::open(from).unwrap());
+    let tensors = safeshard_tch::load(from, tch::Device::Cpu).unwrap();
+    safeshard_tch::save_with(&tensors, to, &options).unwrap();
 }
 
 fn through_ndarray(from: &Path, to: &Path) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use safeshard_core::{Dtype, Durability, Error, SaveOptions, ShardSize};
 
 use crate::case::{Case, Found, Layout, SHARD_BYTES};
-use crate::{candle, ndarray, python};
+use crate::{candle, ndarray, python, tch};
 
 /// Frameworks in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,11 +15,18 @@ pub(crate) enum Framework {
     Torch,
     Numpy,
     Candle,
+    Tch,
     Ndarray,
 }
 
 impl Framework {
-    pub(crate) const ALL: [Self; 4] = [Self::Torch, Self::Numpy, Self::Candle, Self::Ndarray];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Torch,
+        Self::Numpy,
+        Self::Candle,
+        Self::Tch,
+        Self::Ndarray,
+    ];
 
     /// Makes the tensors of a case and saves them, with the anchors, as a checkpoint in `folder`.
     pub(crate) fn save(
@@ -33,6 +40,7 @@ impl Framework {
             Self::Torch => python.save("torch", case, folder, files),
             Self::Numpy => python.save("numpy", case, folder, files),
             Self::Candle => candle::save(case, folder, files),
+            Self::Tch => tch::save(case, folder, files),
             Self::Ndarray => ndarray::save(case, folder, files),
         }
     }
@@ -47,6 +55,7 @@ impl Framework {
             Self::Torch => python.load("torch", folder),
             Self::Numpy => python.load("numpy", folder),
             Self::Candle => candle::load(folder),
+            Self::Tch => tch::load(folder),
             Self::Ndarray => ndarray::load(folder),
         }
     }
@@ -57,6 +66,7 @@ impl Framework {
             Self::Torch => python::torch_refuses_to_save(dtype, layout),
             Self::Numpy => python::numpy_refuses_to_save(dtype),
             Self::Candle => candle::refuses_to_save(dtype, layout),
+            Self::Tch => tch::refuses_to_save(dtype, layout),
             Self::Ndarray => ndarray::refuses_to_save(dtype, layout),
         }
     }
@@ -67,6 +77,7 @@ impl Framework {
             Self::Torch => python::torch_refuses_to_load(dtype),
             Self::Numpy => python::numpy_refuses_to_load(dtype),
             Self::Candle => candle::refuses_to_load(dtype),
+            Self::Tch => tch::refuses_to_load(dtype),
             Self::Ndarray => None,
         }
     }
@@ -78,6 +89,7 @@ impl fmt::Display for Framework {
             Self::Torch => "Python torch",
             Self::Numpy => "Python numpy",
             Self::Candle => "candle",
+            Self::Tch => "tch",
             Self::Ndarray => "ndarray",
         })
     }

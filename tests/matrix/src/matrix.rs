@@ -23,6 +23,7 @@ mod ndarray;
 mod python;
 mod run;
 mod table;
+mod tch;
 
 #[rstest]
 fn tensors_are_the_same_in_every_framework(
