@@ -1,26 +1,30 @@
 //! candle, with safeshard's adapter.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};
-use safeshard_core::{Code, Dtype, Error};
+use safeshard_candle::{Weights, tensor_to_save};
+use safeshard_core::{Checkpoint, Code, Dtype, Error, LoadOptions, SaveTensor};
 
 use crate::case::{Case, ELEMENTS, Found, Layout, anchors};
-use crate::framework::{Files, NO_SUCH_VIEW, Refusal, is_packed};
+use crate::framework::{NO_SUCH_VIEW, Refusal, is_packed};
 
-pub(crate) fn save(case: &Case, folder: &Path, files: Files) -> Result<(), Refusal> {
-    let mut tensors = tensors(case)?;
+/// The tensors of a case and the anchors.
+pub(crate) fn tensors(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> {
+    let mut tensors = views(case)?;
     for (name, bytes) in anchors() {
         let anchor = Tensor::from_slice(&bytes, bytes.len(), &Device::Cpu);
         tensors.push((name, anchor.map_err(candle)?));
     }
-    safeshard_candle::save_with(tensors, folder, &files.options())?;
-    Ok(())
+    let tensors = tensors.iter();
+    let to_save = tensors.map(|(name, tensor)| Ok(tensor_to_save(*name, tensor)?));
+    to_save.collect()
 }
 
-pub(crate) fn load(folder: &Path) -> Result<BTreeMap<String, Found>, Refusal> {
-    let tensors = safeshard_candle::load(folder, &Device::Cpu)?;
+pub(crate) fn load(checkpoint: Arc<Checkpoint>) -> Result<BTreeMap<String, Found>, Refusal> {
+    let weights = Weights::from_checkpoint(checkpoint, &LoadOptions::default())?;
+    let (tensors, _) = weights.load(&Device::Cpu)?;
     Ok(tensors
         .into_iter()
         .map(|(name, tensor)| (name, found(&tensor)))
@@ -46,7 +50,7 @@ pub(crate) fn refuses_to_load(dtype: Dtype) -> Option<&'static str> {
 }
 
 /// The tensors of a case, as candle makes such views.
-fn tensors(case: &Case) -> Result<Vec<(&'static str, Tensor)>, Refusal> {
+fn views(case: &Case) -> Result<Vec<(&'static str, Tensor)>, Refusal> {
     let unsupported = || Error::new(Code::UnsupportedDtype).found(case.dtype);
     let dtype = safeshard_candle::to_candle(case.dtype).ok_or_else(unsupported)?;
     let buffer = Tensor::from_raw_buffer(&case.buffer, dtype, &[ELEMENTS], &Device::Cpu);

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
-use safeshard_core::{Dtype, Durability, Error, SaveOptions, ShardSize};
+use safeshard_core::{Checkpoint, Dtype, Durability, Error, SaveOptions, ShardSize};
+use tempfile::TempDir;
 
 use crate::case::{Case, Found, Layout, SHARD_BYTES};
 use crate::{candle, ndarray, python, tch};
@@ -28,36 +30,54 @@ impl Framework {
         Self::Ndarray,
     ];
 
-    /// Makes the tensors of a case and saves them, with the anchors, as a checkpoint in `folder`.
+    /// Makes the tensors of a case, and puts them with the anchors where others can load them from.
     pub(crate) fn save(
         self,
         python: &mut python::Process,
         case: &Case,
-        folder: &Path,
-        files: Files,
-    ) -> Result<(), Refusal> {
-        match self {
-            Self::Torch => python.save("torch", case, folder, files),
-            Self::Numpy => python.save("numpy", case, folder, files),
-            Self::Candle => candle::save(case, folder, files),
-            Self::Tch => tch::save(case, folder, files),
-            Self::Ndarray => ndarray::save(case, folder, files),
+        way: Way,
+    ) -> Result<Saved, Refusal> {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = match self {
+            Self::Torch | Self::Numpy => {
+                python.save(self, case, folder.path(), way)?;
+                return Ok(Saved::Folder(folder));
+            }
+            Self::Candle => candle::tensors(case)?,
+            Self::Tch => tch::tensors(case)?,
+            Self::Ndarray => ndarray::tensors(case)?,
+        };
+        if way == Way::Memory {
+            return Ok(Saved::Memory(Checkpoint::from_tensors(tensors)?.into()));
         }
+        safeshard_core::save(tensors, folder.path(), &way.options())?;
+        Ok(Saved::Folder(folder))
     }
 
-    /// All tensors of the checkpoint in `folder`, under all their names.
+    /// All tensors of a checkpoint, under all their names.
     pub(crate) fn load(
         self,
         python: &mut python::Process,
-        folder: &Path,
+        saved: &Saved,
     ) -> Result<BTreeMap<String, Found>, Refusal> {
-        match self {
-            Self::Torch => python.load("torch", folder),
-            Self::Numpy => python.load("numpy", folder),
-            Self::Candle => candle::load(folder),
-            Self::Tch => tch::load(folder),
-            Self::Ndarray => ndarray::load(folder),
+        let load = match self {
+            Self::Torch | Self::Numpy => {
+                let folder = saved.folder().expect("Python loads from files");
+                return python.load(self, folder);
+            }
+            Self::Candle => candle::load,
+            Self::Tch => tch::load,
+            Self::Ndarray => ndarray::load,
+        };
+        match saved {
+            Saved::Folder(folder) => load(Checkpoint::open(folder.path())?.into()),
+            Saved::Memory(checkpoint) => load(Arc::clone(checkpoint)),
         }
+    }
+
+    /// Whether it can pass tensors on in memory.
+    pub(crate) fn is_in_this_process(self) -> bool {
+        !matches!(self, Self::Torch | Self::Numpy)
     }
 
     /// The name of the error that saving a case must be, because the framework cannot hold it.
@@ -95,26 +115,47 @@ impl fmt::Display for Framework {
     }
 }
 
-/// How many files a checkpoint has.
+/// How tensors get from one framework to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Files {
-    One,
+pub(crate) enum Way {
+    File,
     Shards,
+    /// Without a file, between those that are in this process.
+    Memory,
 }
 
-impl Files {
-    pub(crate) const ALL: [Self; 2] = [Self::One, Self::Shards];
+impl Way {
+    pub(crate) const ALL: [Self; 3] = [Self::File, Self::Shards, Self::Memory];
 
-    /// For those who save with safeshard.
-    pub(crate) fn options(self) -> SaveOptions {
+    /// Whether it leads from one framework to another.
+    pub(crate) fn connects(self, writer: Framework, reader: Framework) -> bool {
+        self != Self::Memory || (writer.is_in_this_process() && reader.is_in_this_process())
+    }
+
+    fn options(self) -> SaveOptions {
         SaveOptions {
             max_shard_size: match self {
-                Self::One => ShardSize::default(),
-                Self::Shards => SHARD_BYTES.to_string().parse().unwrap(),
+                Self::Shards => ShardSize::new(SHARD_BYTES).unwrap(),
+                Self::File | Self::Memory => ShardSize::default(),
             },
             // The medium is not what is tested.
             durability: Durability::Cached,
             ..SaveOptions::default()
+        }
+    }
+}
+
+/// What others can load from.
+pub(crate) enum Saved {
+    Folder(TempDir),
+    Memory(Arc<Checkpoint>),
+}
+
+impl Saved {
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Folder(folder) => Some(folder.path()),
+            Self::Memory(_) => None,
         }
     }
 }

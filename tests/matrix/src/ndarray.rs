@@ -1,18 +1,18 @@
 //! ndarray, with safeshard's adapter.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::sync::Arc;
 
 use bytemuck::AnyBitPattern;
 use ndarray::{Array1, ArrayD, ArrayViewD, Axis, IxDyn, Slice};
-use safeshard_core::{Dtype, save as save_tensors};
+use safeshard_core::{Checkpoint, Dtype, LoadOptions, SaveTensor};
 use safeshard_ndarray::{
     Complex32, DynArray, Element, F8E4M3, F8E4M3Fnuz, F8E5M2, F8E5M2Fnuz, F8E8M0, PackedArray,
-    array_to_save, bf16, f16,
+    array_to_save, bf16, f16, load_from,
 };
 
 use crate::case::{Case, Found, Layout, View, anchors};
-use crate::framework::{Files, NO_SUCH_VIEW, Refusal, is_packed};
+use crate::framework::{NO_SUCH_VIEW, Refusal, is_packed};
 
 /// Calls a macro with the element types: dtype, type.
 macro_rules! for_each_element {
@@ -25,19 +25,16 @@ macro_rules! for_each_element {
     };
 }
 
-macro_rules! save_and_load {
+macro_rules! make_and_look {
     ($($dtype:ident $type:ident;)*) => {
-        pub(crate) fn save(case: &Case, folder: &Path, files: Files) -> Result<(), Refusal> {
+        fn views(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> {
             match case.dtype {
                 Dtype::Bool => {
-                    let elements = case.buffer.iter().map(|&byte| byte == 1).collect();
-                    save_typed::<bool>(case, elements, folder, files)
+                    let elements = case.buffer.iter().map(|&byte| byte == 1);
+                    Ok(typed_views::<bool>(case, elements.collect()))
                 }
-                $(Dtype::$dtype => {
-                    let elements = elements::<$type>(&case.buffer);
-                    save_typed::<$type>(case, elements, folder, files)
-                })*
-                _ => save_packed(case, folder, files),
+                $(Dtype::$dtype => Ok(typed_views::<$type>(case, elements(&case.buffer))),)*
+                _ => packed_views(case),
             }
         }
 
@@ -60,10 +57,18 @@ macro_rules! save_and_load {
     };
 }
 
-for_each_element!(save_and_load);
+for_each_element!(make_and_look);
 
-pub(crate) fn load(folder: &Path) -> Result<BTreeMap<String, Found>, Refusal> {
-    let arrays = safeshard_ndarray::load(folder)?;
+/// The tensors of a case and the anchors.
+pub(crate) fn tensors(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> {
+    let mut tensors = views(case)?;
+    let anchors = anchors().map(|(name, bytes)| array_to_save(name, Array1::from_iter(bytes)));
+    tensors.extend(anchors);
+    Ok(tensors)
+}
+
+pub(crate) fn load(checkpoint: Arc<Checkpoint>) -> Result<BTreeMap<String, Found>, Refusal> {
+    let (arrays, _) = load_from(&checkpoint, &LoadOptions::default())?;
     let found = arrays
         .into_iter()
         .map(|(name, array)| (name, found(&array)));
@@ -84,24 +89,17 @@ fn elements<A: AnyBitPattern>(bytes: &[u8]) -> Array1<A> {
     elements.map(bytemuck::pod_read_unaligned).collect()
 }
 
-fn save_typed<A: Element>(
-    case: &Case,
-    buffer: Array1<A>,
-    folder: &Path,
-    files: Files,
-) -> Result<(), Refusal> {
+/// The tensors of a case, as ndarray makes such views.
+fn typed_views<A: Element>(case: &Case, buffer: Array1<A>) -> Vec<SaveTensor<'static>> {
+    // What views borrow has to outlive the checkpoint; a few bytes are not worth an owner.
+    let buffer: &'static Array1<A> = Box::leak(Box::new(buffer));
     let names = case.views.iter().map(|view| view.name);
-    let views = views(case.layout, &buffer);
-    let tensors = names
-        .zip(views)
-        .map(|(name, view)| array_to_save(name, view));
-    let anchors = anchors().map(|(name, bytes)| array_to_save(name, Array1::from_iter(bytes)));
-    save_tensors(tensors.chain(anchors).collect(), folder, &files.options())?;
-    Ok(())
+    let tensors = names.zip(laid_out(case.layout, buffer));
+    let to_save = tensors.map(|(name, view)| array_to_save(name, view));
+    to_save.collect()
 }
 
-/// The tensors of a case, as ndarray makes such views.
-fn views<A>(layout: Layout, buffer: &Array1<A>) -> Vec<ArrayViewD<'_, A>> {
+fn laid_out<A>(layout: Layout, buffer: &Array1<A>) -> Vec<ArrayViewD<'_, A>> {
     let shaped = |dims: &[usize]| {
         let view = buffer.view().into_shape_with_order(IxDyn(dims));
         view.unwrap()
@@ -134,19 +132,20 @@ fn views<A>(layout: Layout, buffer: &Array1<A>) -> Vec<ArrayViewD<'_, A>> {
 }
 
 /// Elements that share bytes have no views: who wants a part takes it of the bytes.
-fn save_packed(case: &Case, folder: &Path, files: Files) -> Result<(), Refusal> {
-    let mut arrays: Vec<(&str, DynArray)> = Vec::new();
+fn packed_views(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> {
+    let mut arrays: Vec<DynArray> = Vec::new();
     for view in &case.views {
         let array = match arrays.first() {
-            Some((_, first)) if case.layout == Layout::TiedPair => first.clone(),
+            Some(first) if case.layout == Layout::TiedPair => first.clone(),
             _ => packed(case, view)?.into(),
         };
-        arrays.push((view.name, array));
+        arrays.push(array);
     }
-    let anchors = anchors().map(|(name, bytes)| (name, Array1::from_iter(bytes).into()));
-    arrays.extend(anchors);
-    safeshard_ndarray::save_with(arrays, folder, &files.options())?;
-    Ok(())
+    let names = case.views.iter().map(|view| view.name);
+    let tensors = names.zip(arrays);
+    Ok(tensors
+        .map(|(name, array)| array_to_save(name, array))
+        .collect())
 }
 
 fn packed(case: &Case, view: &View) -> Result<PackedArray, Refusal> {

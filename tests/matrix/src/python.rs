@@ -8,8 +8,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use safeshard_core::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::case::{Case, Found, Layout, SHARD_BYTES};
-use crate::framework::{Files, Refusal};
+use crate::case::{Case, Found, Layout, SHARD_BYTES, View};
+use crate::framework::{Framework, Refusal, Way};
 
 /// A Python that serves requests as `tests/python/matrix_oracle.py` documents them.
 pub(crate) struct Process {
@@ -39,12 +39,12 @@ impl Process {
 
     pub(crate) fn save(
         &mut self,
-        framework: &str,
+        framework: Framework,
         case: &Case,
         folder: &Path,
-        files: Files,
+        way: Way,
     ) -> Result<(), Refusal> {
-        let tensor = |view: &crate::case::View| {
+        let tensor = |view: &View| {
             json!({
                 "name": view.name,
                 "offset": view.offset,
@@ -54,9 +54,9 @@ impl Process {
         };
         let answer = self.ask(&json!({
             "do": "save",
-            "framework": framework,
+            "framework": name(framework),
             "folder": folder,
-            "shard_bytes": (files == Files::Shards).then_some(SHARD_BYTES),
+            "shard_bytes": (way == Way::Shards).then_some(SHARD_BYTES),
             "dtype": case.dtype.name(),
             "buffer": to_hex(&case.buffer),
             "tensors": case.views.iter().map(tensor).collect::<Vec<_>>(),
@@ -66,12 +66,12 @@ impl Process {
 
     pub(crate) fn load(
         &mut self,
-        framework: &str,
+        framework: Framework,
         folder: &Path,
     ) -> Result<BTreeMap<String, Found>, Refusal> {
         let answer = self.ask(&json!({
             "do": "load",
-            "framework": framework,
+            "framework": name(framework),
             "folder": folder,
         }))?;
         let tensors = answer["tensors"].as_object().unwrap();
@@ -116,6 +116,15 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.requests = None;
         let _ended = self.child.wait();
+    }
+}
+
+/// What the oracle calls it.
+fn name(framework: Framework) -> &'static str {
+    match framework {
+        Framework::Torch => "torch",
+        Framework::Numpy => "numpy",
+        other => panic!("{other} is not Python's"),
     }
 }
 

@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::case::{Case, Found, Layout};
-use crate::framework::{Files, Framework, Refusal};
+use crate::framework::{Framework, Refusal, Saved, Way};
 use crate::python::Process;
 
 /// Python processes, each with torch in it.
@@ -24,7 +24,7 @@ const INDEX: &str = "model.safetensors.index.json";
 pub(crate) struct Cell {
     pub(crate) dtype: Dtype,
     pub(crate) layout: Layout,
-    pub(crate) files: Files,
+    pub(crate) way: Way,
     pub(crate) writer: Framework,
     pub(crate) reader: Framework,
 }
@@ -65,47 +65,61 @@ pub(crate) fn outcomes() -> &'static BTreeMap<Cell, Outcome> {
 fn run(python: &mut Process, dtype: Dtype, outcomes: &mut BTreeMap<Cell, Outcome>) {
     for layout in Layout::ALL {
         let case = Case::new(dtype, layout);
-        for files in Files::ALL {
+        for way in Way::ALL {
             for writer in Framework::ALL {
-                let folder = tempfile::tempdir().unwrap();
-                let saved = save(python, &case, folder.path(), files, writer);
-                for reader in Framework::ALL {
-                    let outcome = match &saved {
-                        Ok(()) => load(python, &case, folder.path(), reader),
-                        Err(not_saved) => not_saved.clone(),
-                    };
-                    let cell = Cell {
-                        dtype,
-                        layout,
-                        files,
-                        writer,
-                        reader,
-                    };
-                    outcomes.insert(cell, outcome);
-                }
+                pass_on(python, &case, way, writer, outcomes);
             }
         }
     }
 }
 
-fn save(
+/// From one framework into all others.
+fn pass_on(
     python: &mut Process,
     case: &Case,
-    folder: &Path,
-    files: Files,
+    way: Way,
     writer: Framework,
-) -> Result<(), Outcome> {
-    let refusal = writer.refuses_to_save(case.dtype, case.layout);
-    match (writer.save(python, case, folder, files), refusal) {
-        (Ok(()), None) => check_files(case, folder, files).map_err(Outcome::Wrong),
-        (Err(refused), Some(name)) if refused.name == name => Err(Outcome::NotSaved(refused.name)),
-        (saved, refusal) => Err(wrong("saving", saved, refusal)),
+    outcomes: &mut BTreeMap<Cell, Outcome>,
+) {
+    let readers = Framework::ALL.into_iter();
+    let mut readers = readers.filter(|&to| way.connects(writer, to)).peekable();
+    if readers.peek().is_none() {
+        return;
+    }
+    let saved = save(python, case, way, writer);
+    for reader in readers {
+        let outcome = match &saved {
+            Ok(saved) => load(python, case, saved, reader),
+            Err(not_saved) => not_saved.clone(),
+        };
+        let cell = Cell {
+            dtype: case.dtype,
+            layout: case.layout,
+            way,
+            writer,
+            reader,
+        };
+        outcomes.insert(cell, outcome);
     }
 }
 
-fn load(python: &mut Process, case: &Case, folder: &Path, reader: Framework) -> Outcome {
+fn save(python: &mut Process, case: &Case, way: Way, writer: Framework) -> Result<Saved, Outcome> {
+    let refusal = writer.refuses_to_save(case.dtype, case.layout);
+    match (writer.save(python, case, way), refusal) {
+        (Ok(saved), None) => {
+            if let Some(folder) = saved.folder() {
+                check_files(case, folder, way).map_err(Outcome::Wrong)?;
+            }
+            Ok(saved)
+        }
+        (Err(refused), Some(name)) if refused.name == name => Err(Outcome::NotSaved(refused.name)),
+        (saved, refusal) => Err(wrong("saving", saved.map(drop), refusal)),
+    }
+}
+
+fn load(python: &mut Process, case: &Case, saved: &Saved, reader: Framework) -> Outcome {
     let refusal = reader.refuses_to_load(case.dtype);
-    match (reader.load(python, folder), refusal) {
+    match (reader.load(python, saved), refusal) {
         (Ok(found), None) => match differences(&found, &case.expected()) {
             None => Outcome::Same,
             Some(differences) => Outcome::Wrong(differences),
@@ -127,7 +141,7 @@ fn wrong(step: &str, result: Result<(), Refusal>, expected: Option<&str>) -> Out
 }
 
 /// What a checkpoint holds according to the reference, which knows nothing of whoever saved it.
-fn check_files(case: &Case, folder: &Path, files: Files) -> Result<(), String> {
+fn check_files(case: &Case, folder: &Path, way: Way) -> Result<(), String> {
     let mut stored = BTreeMap::new();
     let mut aliases = BTreeMap::new();
     let mut placed = BTreeMap::new();
@@ -156,9 +170,9 @@ fn check_files(case: &Case, folder: &Path, files: Files) -> Result<(), String> {
             stored.insert(tensor.to_owned(), (name.clone(), found));
         }
     }
-    let is_placed = match files {
-        Files::One => stored.values().all(|(file, _)| file == "model.safetensors"),
-        Files::Shards => {
+    let is_placed = match way {
+        Way::File | Way::Memory => stored.values().all(|(file, _)| file == "model.safetensors"),
+        Way::Shards => {
             let places = stored.iter().map(|(name, (file, _))| (name, file));
             placed
                 .values()

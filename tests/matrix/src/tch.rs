@@ -1,16 +1,18 @@
 //! tch, with safeshard's adapter.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::sync::Arc;
 
-use safeshard_core::Dtype;
+use safeshard_core::{Checkpoint, Dtype, LoadOptions, SaveTensor};
+use safeshard_tch::{load_from, tensor_to_save};
 use safetensors::tensor::TensorView;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::case::{Case, ELEMENTS, Found, Layout, View, anchors};
-use crate::framework::{Files, NO_SUCH_VIEW, Refusal};
+use crate::framework::{NO_SUCH_VIEW, Refusal};
 
-pub(crate) fn save(case: &Case, folder: &Path, files: Files) -> Result<(), Refusal> {
+/// The tensors of a case and the anchors.
+pub(crate) fn tensors(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> {
     let buffer = buffer(case)?;
     let mut tensors = Vec::new();
     for view in &case.views {
@@ -19,12 +21,13 @@ pub(crate) fn save(case: &Case, folder: &Path, files: Files) -> Result<(), Refus
     for (name, bytes) in anchors() {
         tensors.push((name, Tensor::f_from_slice(&bytes)?));
     }
-    safeshard_tch::save_with(tensors, folder, &files.options())?;
-    Ok(())
+    let tensors = tensors.iter();
+    let to_save = tensors.map(|(name, tensor)| Ok(tensor_to_save(*name, tensor)?));
+    to_save.collect()
 }
 
-pub(crate) fn load(folder: &Path) -> Result<BTreeMap<String, Found>, Refusal> {
-    let tensors = safeshard_tch::load(folder, Device::Cpu)?;
+pub(crate) fn load(checkpoint: Arc<Checkpoint>) -> Result<BTreeMap<String, Found>, Refusal> {
+    let (tensors, _) = load_from(&checkpoint, Device::Cpu, &LoadOptions::default())?;
     let found = tensors
         .into_iter()
         .map(|(name, tensor)| Ok((name, found(&tensor)?)));
