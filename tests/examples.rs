@@ -4,11 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use candle_core::{DType, Device, Tensor};
 use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
 fn quickstart(folder: Option<&Path>) -> Output {
+    run("quickstart", folder)
+}
+
+fn run<'p>(example: &str, args: impl IntoIterator<Item = &'p Path>) -> Output {
     // `cargo test` builds the examples beside the tests. Asking cargo to run one would build all
     // dependencies again, with the features that the example alone needs.
     let tests = std::env::current_exe().unwrap();
@@ -16,20 +21,27 @@ fn quickstart(folder: Option<&Path>) -> Output {
         .ancestors()
         .nth(2)
         .unwrap()
-        .join("examples/quickstart");
+        .join("examples")
+        .join(example);
     assert!(
         program.exists(),
         "{} is not built: run `cargo test` without naming a target, or `cargo test --examples` first",
         program.display()
     );
-    Command::new(program).args(folder).output().unwrap()
+    Command::new(program).args(args).output().unwrap()
+}
+
+/// What a program that ended well printed.
+fn printed(output: &Output) -> String {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    stdout.into_owned()
 }
 
 /// The largest difference from transformers that the program printed.
 fn largest_difference(output: &Output) -> f32 {
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let stdout = printed(output);
     let line = stdout
         .lines()
         .find_map(|line| line.strip_prefix("largest difference: "));
@@ -46,6 +58,66 @@ fn fixtures() -> PathBuf {
 #[test]
 fn quickstart_computes_what_transformers_computed() {
     assert!(largest_difference(&quickstart(None)) <= 1e-5);
+}
+
+#[test]
+fn quickstart_reshards() {
+    let line = "re-sharded into 6 files: through ndarray, all 39 tensors are the same";
+    let stdout = printed(&quickstart(None));
+    assert!(stdout.lines().any(|printed| printed == line), "{stdout}");
+}
+
+/// The statistics are those that candle computes of the tensors it loads.
+#[test]
+fn ndarray_views_prints_what_is_in_the_tensors() {
+    let folder = fixtures().join("all-minilm-l6-v2");
+    let stdout = printed(&run("ndarray_views", [&*folder]));
+    let tensors = safeshard::candle::load(&folder, &Device::Cpu).unwrap();
+    let mut compared = 0;
+    for line in stdout.lines().skip(1) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let tensor = &tensors[words[5]];
+        if words[0] != "F32" {
+            continue;
+        }
+        let number = |tensor: candle_core::Result<Tensor>| {
+            let number = tensor.unwrap().to_dtype(DType::F64).unwrap();
+            number.to_scalar::<f64>().unwrap()
+        };
+        let flat = tensor.flatten_all().unwrap();
+        let expected = [
+            number(flat.min(0)),
+            number(flat.to_dtype(DType::F64).unwrap().mean(0)),
+            number(flat.max(0)),
+        ];
+        for (expected, printed) in expected.iter().zip(&words[1..]) {
+            let printed: f64 = printed.parse().unwrap();
+            assert!((printed - expected).abs() < 2e-5, "{line}: {expected}");
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, tensors.len());
+}
+
+#[rstest]
+#[case("all-minilm-l6-v2")]
+#[case("interop/gpt2-tied-sharded")]
+#[case("interop/hub-tied-sharded")]
+fn round_trip_changes_no_byte(#[case] name: &str) {
+    let folder = fixtures().join(name);
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("out");
+    let stdout = printed(&run("round_trip", [&*folder, &*out]));
+    let files = fs::read_dir(&out).unwrap();
+    let mut count = 0;
+    for file in files {
+        let name = file.unwrap().file_name();
+        let same = fs::read(out.join(&name)).unwrap() == fs::read(folder.join(&name)).unwrap();
+        assert!(same, "{}", name.display());
+        count += 1;
+    }
+    assert!(count >= 4, "shards and an index");
+    assert_eq!(stdout.lines().count(), count);
 }
 
 /// sentence-transformers/all-MiniLM-L6-v2, sharded by transformers; ten sentences.

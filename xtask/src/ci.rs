@@ -26,12 +26,18 @@ pub(crate) fn lint(tree: &Tree) -> Result {
     // By itself, so that what cargo compiled for its tests, libtorch's bindings, serves here too.
     step(
         "cargo clippy",
-        &mut clippy(&["--workspace", "--exclude", "safeshard-tch"]),
+        &mut clippy(&[
+            "--workspace",
+            "--exclude",
+            "safeshard-tch",
+            "--exclude",
+            "safeshard-matrix",
+        ]),
     )?;
     let python = setup::python(tree)?;
-    let mut clippy_of_tch = clippy(&["--package", "safeshard-tch"]);
+    let mut clippy_of_tch = clippy(&test::TCH_AND_MATRIX);
     setup::add_libtorch(&mut clippy_of_tch, &python)?;
-    step("cargo clippy of tch", &mut clippy_of_tch)?;
+    step("cargo clippy of tch and the matrix", &mut clippy_of_tch)?;
     let doc = |args: &[&str]| {
         let mut doc = tree.cargo(&["doc", "--no-deps"]);
         doc.args(args).env("RUSTDOCFLAGS", "-D warnings");

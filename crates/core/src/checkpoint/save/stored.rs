@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Dialect, SaveOptions, SaveTensor, ShardSize, Sharding};
 use crate::checkpoint::{Checkpoint, CheckpointKind, Index, ShardFile};
 use crate::io::buffer::fill_all;
-use crate::{Result, TensorData, natural_order};
+use crate::{DataAlignment, Result, TensorData, natural_order};
 
 /// Bytes that are read, and then written, at a time.
 const PIECE: u64 = 8 << 20;
@@ -111,7 +111,7 @@ impl TensorData for Stored<'_> {
 
 impl SaveOptions {
     /// Options that save a checkpoint's tensors as they are: under its file names, in its shards, with
-    /// its metadata and aliases, and an index in the spelling of its own.
+    /// its metadata, aliases and alignment, and an index in the spelling of its own.
     ///
     /// Of shards, the metadata is what all of them have. Whether an index is by huggingface_hub or by
     /// transformers is told by its last byte; what else writes none like transformers' counts as
@@ -167,6 +167,7 @@ impl SaveOptions {
             metadata,
             index_metadata,
             aliases,
+            alignment: DataAlignment::of(checkpoint.files().iter().map(ShardFile::header)),
             ..Self::default()
         }
     }
