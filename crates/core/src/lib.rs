@@ -33,11 +33,16 @@ mod format;
 mod io;
 mod limits;
 
+#[cfg(feature = "digest")]
 pub use checkpoint::{
-    CastRecord, Checkpoint, CheckpointKind, Dialect, DtypeRule, Durability, Fill, Filter, Index,
-    Io, LoadOptions, LoadReport, Mismatch, OpenOptions, Plan, Planned, Prefer, Rename, SaveOptions,
-    SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding, Support, Ties, Totals,
-    Unsupported, natural_order, save, write_to,
+    Algorithm, Digest, DigestOf, DigestOptions, Manifest, ManifestEntry, verify_digests,
+};
+pub use checkpoint::{
+    CastRecord, Change, Changed, Checkpoint, CheckpointKind, Dialect, DiffOptions, Difference,
+    DtypeChange, DtypeRule, Durability, Fill, Filter, Index, Io, LoadOptions, LoadReport, Mismatch,
+    OpenOptions, Plan, Planned, Prefer, Rename, SaveOptions, SaveReport, SaveTensor, SavedFile,
+    ShardFile, ShardSize, Sharding, Support, Ties, Tolerance, Totals, Unsupported, Verification,
+    VerifyLevel, VerifyOptions, diff, natural_order, save, verify, write_to,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;

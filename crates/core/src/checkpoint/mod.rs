@@ -1,5 +1,9 @@
 //! Many files seen as one set of tensors.
 
+mod check;
+mod diff;
+#[cfg(feature = "digest")]
+mod digest;
 mod index;
 mod load;
 mod locate;
@@ -24,6 +28,12 @@ use crate::io::engine::{self, Job, ReadOptions};
 use crate::io::source::ReadAt;
 use crate::{Code, DimRange, Error, Finding, Result, Slice, TensorInfo, UnsupportedTensor};
 
+pub use check::{Verification, VerifyLevel, VerifyOptions, verify};
+pub use diff::{Change, Changed, DiffOptions, Difference, DtypeChange, Tolerance, diff};
+#[cfg(feature = "digest")]
+pub use digest::{
+    Algorithm, Digest, DigestOf, DigestOptions, Manifest, ManifestEntry, verify_digests,
+};
 pub use index::Index;
 pub use load::{DtypeRule, Filter, LoadOptions, Plan, Planned, Rename, Support, Unsupported};
 pub use locate::Prefer;

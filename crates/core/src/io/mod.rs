@@ -13,6 +13,7 @@ pub(crate) mod lock;
 pub(crate) mod mmap;
 pub(crate) mod pool;
 pub(crate) mod publish;
+pub(crate) mod scan;
 pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod technique;
