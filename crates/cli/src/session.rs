@@ -2,9 +2,11 @@
 
 use std::num::NonZeroUsize;
 
-use safeshard_core::{Io, OpenOptions, Profile};
+use safeshard_core::{Io, OpenOptions, Profile, ReadOptions};
 
 use crate::args::{Common, IoArg};
+use crate::interrupt::cancel_on_signal;
+use crate::progress::{Bar, Show};
 
 /// The flags that every command takes, as what they mean.
 #[derive(Debug)]
@@ -33,6 +35,23 @@ impl Session {
             io: self.io(),
             profile,
             ..OpenOptions::default()
+        }
+    }
+
+    /// A bar, unless nobody wants to see it.
+    pub(crate) fn bar(&self, label: &'static str, show: Show) -> Bar {
+        match self.common.quiet {
+            true => Bar::new(label, Show::Never),
+            false => Bar::new(label, show),
+        }
+    }
+
+    /// How bytes are read: with this bar, until a signal comes.
+    pub(crate) fn read_options(&self, bar: &Bar) -> ReadOptions {
+        ReadOptions {
+            threads: self.threads(),
+            progress: bar.callback(),
+            cancel: Some(cancel_on_signal()),
         }
     }
 

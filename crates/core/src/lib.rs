@@ -39,10 +39,11 @@ pub use checkpoint::{
 };
 pub use checkpoint::{
     CastRecord, Change, Changed, Checkpoint, CheckpointKind, Dialect, DiffOptions, Difference,
-    DtypeChange, DtypeRule, Durability, Fill, Filter, Index, Io, LoadOptions, LoadReport, Mismatch,
-    OpenOptions, Plan, Planned, Prefer, Rename, SaveOptions, SaveReport, SaveTensor, SavedFile,
-    ShardFile, ShardSize, Sharding, Support, Ties, Tolerance, Totals, Unsupported, Verification,
-    VerifyLevel, VerifyOptions, diff, natural_order, save, verify, write_to,
+    DtypeChange, DtypeRule, Durability, Fill, Filter, Index, IndexOutcome, IndexReport, Io,
+    LoadOptions, LoadReport, MetadataChange, MetadataWrite, Mismatch, OpenOptions, Plan, Planned,
+    Prefer, Rename, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding,
+    Support, Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel, VerifyOptions,
+    change_metadata, diff, natural_order, save, verify, write_index, write_to,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;

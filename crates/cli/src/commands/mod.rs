@@ -1,6 +1,13 @@
 //! One command a file: its arguments, and the few calls into the library that it is.
 
+mod completions;
+mod diff;
+mod digest;
+mod index;
 mod inspect;
+mod man;
+mod meta;
+mod verify;
 
 use clap::Subcommand;
 
@@ -11,11 +18,25 @@ use crate::session::Session;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Inspect(inspect::Args),
+    Verify(verify::Args),
+    Diff(diff::Args),
+    Index(index::Args),
+    Meta(meta::Args),
+    Digest(digest::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// Does it.
 pub(crate) fn run(command: &Command, session: &Session) -> Result {
     match command {
         Command::Inspect(args) => inspect::run(args, session),
+        Command::Verify(args) => verify::run(args, session),
+        Command::Diff(args) => diff::run(args, session),
+        Command::Index(args) => index::run(args, session),
+        Command::Meta(args) => meta::run(args, session),
+        Command::Digest(args) => digest::run(args, session),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
     }
 }

@@ -41,8 +41,9 @@ pub use names::natural_order;
 pub use open::{Io, OpenOptions};
 pub use report::{CastRecord, LoadReport, Mismatch};
 pub use save::{
-    Dialect, Durability, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardSize, Sharding, Ties,
-    save, write_to,
+    Dialect, Durability, IndexOutcome, IndexReport, MetadataChange, MetadataWrite, SaveOptions,
+    SaveReport, SaveTensor, SavedFile, ShardSize, Sharding, Ties, change_metadata, save,
+    write_index, write_to,
 };
 pub use shard_file::ShardFile;
 

@@ -11,6 +11,7 @@ pub(crate) mod entry;
 pub(crate) mod lock;
 #[allow(unsafe_code)]
 pub(crate) mod mmap;
+pub(crate) mod patch;
 pub(crate) mod pool;
 pub(crate) mod publish;
 pub(crate) mod scan;

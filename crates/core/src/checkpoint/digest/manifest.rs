@@ -1,10 +1,12 @@
 //! A manifest: digests and what they are of, in lines that `sha256sum --check` reads too.
 
 use std::fmt;
+use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
 
 use super::{Algorithm, Digest};
+use crate::io::publish::{Mode, Publish, Stage, sync_folder};
 use crate::io::source::{FileSource, ReadAt, read_vec};
 use crate::{Code, Dtype, Error, Limits, Result};
 
@@ -72,6 +74,31 @@ impl Manifest {
             error.at_offset(offset).found("bytes that are not UTF-8")
         })?;
         text.parse().map_err(|error: Error| error.at_path(path))
+    }
+
+    /// Writes it to a file, which takes the place of another one when it is on the medium.
+    ///
+    /// # Errors
+    /// `io`; `not-a-regular-file` where something is there that must not be replaced.
+    pub fn write_file(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let text = self.to_string();
+        let (folder, name) = match (path.parent(), path.file_name()) {
+            (Some(folder), Some(name)) => (folder, name),
+            _ => return Err(Error::new(Code::NotRegularFile).at_path(path)),
+        };
+        let folder = match folder.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => folder,
+        };
+        let mode = Mode::at(path)?;
+        let (stage, file) = Stage::create(folder, &name.to_string_lossy(), mode)?;
+        let written = (&file)
+            .write_all(text.as_bytes())
+            .and_then(|()| file.sync_all());
+        written.map_err(|error| Error::io(Code::Io, error).at_path(path))?;
+        stage.publish(Publish::Replace)?;
+        sync_folder(folder)
     }
 
     /// What it vouches for, in its order.

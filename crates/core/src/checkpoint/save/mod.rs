@@ -7,12 +7,14 @@ mod commit;
 mod destination;
 mod dialect;
 pub(super) mod journal;
+mod metadata;
 mod options;
 #[cfg(test)]
 mod oracle;
 mod owned;
 mod prepare;
 mod recover;
+mod reindex;
 mod shard_size;
 mod shards;
 mod stored;
@@ -40,7 +42,9 @@ use crate::io::publish::{Mode, Publish, Stage, sync_folder};
 use crate::io::sink::Sink;
 use crate::{Code, Dtype, Error, Result, TensorData};
 
+pub use metadata::{MetadataChange, MetadataWrite, change_metadata};
 pub use options::{Dialect, Durability, SaveOptions, Sharding, Ties};
+pub use reindex::{IndexOutcome, IndexReport, write_index};
 pub use shard_size::ShardSize;
 
 /// A tensor that is to be saved.
