@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use clap_mangen::Man;
 
 use crate::args::Cli;
-use crate::failure::{Outcome, Result};
+use crate::failure::{Failure, Outcome, Result};
 use crate::output::Output;
 
 /// Write the manual page, or that of a command
@@ -24,10 +24,9 @@ pub(super) fn run(args: &Args) -> Result {
         None => safeshard,
         Some(name) => {
             let command = safeshard.find_subcommand(name);
-            let command = command.ok_or_else(|| {
-                crate::failure::Failure::Usage(format!("no command is called `{name}`"))
-            })?;
-            command.clone().name(format!("safeshard-{name}"))
+            let unknown = || Failure::Usage(format!("no command is called `{name}`"));
+            let command = command.ok_or_else(unknown)?;
+            command.clone()
         }
     };
     let mut text = Vec::new();
