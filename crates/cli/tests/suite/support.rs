@@ -106,7 +106,10 @@ pub(crate) fn write(path: &Path, tensors: &[Tensor<'_>]) {
 /// As [`write`], with metadata.
 pub(crate) fn write_with(path: &Path, tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) {
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        (
+            *name,
+            TensorView::new(*dtype, shape.clone(), bytes).unwrap(),
+        )
     });
     let metadata: HashMap<_, _> = metadata
         .iter()

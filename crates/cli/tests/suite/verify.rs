@@ -54,7 +54,12 @@ fn the_document_has_the_promised_form() {
     let bert = bert_in(folder.path());
     let shard = bert.join("model-00002-of-00003.safetensors");
     let len = fs::metadata(&shard).unwrap().len();
-    fs::File::options().write(true).open(&shard).unwrap().set_len(len - 3).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(&shard)
+        .unwrap()
+        .set_len(len - 3)
+        .unwrap();
     let run = safeshard(["verify", "--json", bert.to_str().unwrap()]).ended(1);
     let found = run.json();
     assert_eq!(found["version"], 1);
@@ -72,8 +77,14 @@ fn all_problems_of_a_checkpoint_come_at_once() {
     let folder = tempdir().unwrap();
     let bert = bert_in(folder.path());
     fs::remove_file(bert.join("model-00001-of-00003.safetensors")).unwrap();
-    fs::write(bert.join("model-00002-of-00003.safetensors"), "<!DOCTYPE html>").unwrap();
-    let found = safeshard(["verify", "--json", bert.to_str().unwrap()]).ended(1).json();
+    fs::write(
+        bert.join("model-00002-of-00003.safetensors"),
+        "<!DOCTYPE html>",
+    )
+    .unwrap();
+    let found = safeshard(["verify", "--json", bert.to_str().unwrap()])
+        .ended(1)
+        .json();
     let expected = [("shard-missing", "error"), ("not-safetensors", "error")];
     assert_eq!(codes(&found), expected);
 }
@@ -84,11 +95,18 @@ fn a_warning_is_no_reason_to_reject() {
     let bert = bert_in(folder.path());
     write(&bert.join("adapter.safetensors"), &[floats("x", &[1.0])]);
     let index = bert.join("model.safetensors.index.json");
-    let text = fs::read_to_string(&index).unwrap().replace("102784", "102785");
+    let text = fs::read_to_string(&index)
+        .unwrap()
+        .replace("102784", "102785");
     fs::write(&index, text).unwrap();
-    let found = safeshard(["verify", "--json", bert.to_str().unwrap()]).ended(0).json();
+    let found = safeshard(["verify", "--json", bert.to_str().unwrap()])
+        .ended(0)
+        .json();
     assert_eq!(found["verdict"], "accept");
-    assert_eq!(codes(&found), [("total-size", "warning"), ("unlisted-file", "warning")]);
+    assert_eq!(
+        codes(&found),
+        [("total-size", "warning"), ("unlisted-file", "warning")]
+    );
 }
 
 #[rstest]
@@ -147,13 +165,18 @@ fn content_is_counted(
         .as_u64()
         .unwrap();
     safeshard(["verify", path]).ended(0);
-    let found = safeshard(["verify", "--json", "--level", "content", path]).ended(1).json();
+    let found = safeshard(["verify", "--json", "--level", "content", path])
+        .ended(1)
+        .json();
     assert_eq!(codes(&found), [(code, "error")]);
     let finding = &found["findings"][0];
     assert_eq!(finding["tensor"], "w");
     assert_eq!(finding["offset"], data_start + first);
     let message = finding["message"].as_str().unwrap();
-    assert!(message.contains(&format!("{count} of {elements}")), "{message}");
+    assert!(
+        message.contains(&format!("{count} of {elements}")),
+        "{message}"
+    );
 }
 
 #[test]
@@ -171,9 +194,15 @@ fn zeros_are_worth_a_warning_and_negative_ones_are_zeros_too() {
         ],
     );
     let path = path.to_str().unwrap();
-    let found = safeshard(["verify", "--json", "--level", "content", path]).ended(0).json();
-    let tensors: Vec<_> =
-        found["findings"].as_array().unwrap().iter().map(|finding| &finding["tensor"]).collect();
+    let found = safeshard(["verify", "--json", "--level", "content", path])
+        .ended(0)
+        .json();
+    let tensors: Vec<_> = found["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| &finding["tensor"])
+        .collect();
     assert_eq!(tensors, ["bias", "ids"]);
     assert_eq!(codes(&found), [("all-zero", "warning"); 2]);
 }
@@ -189,7 +218,15 @@ fn a_large_tensor_is_counted_over_all_its_pieces() {
     write(&path, &[floats("w", &values)]);
     let path = path.to_str().unwrap();
     for threads in ["1", "2", "7"] {
-        let args = ["verify", "--json", "--level", "content", "--threads", threads, path];
+        let args = [
+            "verify",
+            "--json",
+            "--level",
+            "content",
+            "--threads",
+            threads,
+            path,
+        ];
         let found = safeshard(args).ended(1).json();
         let message = found["findings"][0]["message"].as_str().unwrap();
         assert!(message.contains("3 of 7340032"), "{message}");
@@ -201,7 +238,10 @@ fn a_large_tensor_is_counted_over_all_its_pieces() {
 #[test]
 fn every_code_can_be_explained() {
     let text = safeshard(["verify", "--explain", "nan"]).ended(0).stdout;
-    assert!(text.starts_with("nan: elements are not a number\n"), "{text}");
+    assert!(
+        text.starts_with("nan: elements are not a number\n"),
+        "{text}"
+    );
     let run = safeshard(["verify", "--explain", "nonsense"]).ended(2);
     assert!(run.stderr.contains("`nonsense`"), "{}", run.stderr);
 }
