@@ -41,8 +41,10 @@ fn check(args: &Args, session: &Session) -> Result {
         ..VerifyOptions::default()
     };
     let found = verify(&args.dir, &options)?;
-    // A file that no index names is another checkpoint, an adapter for instance.
-    let concerns = |finding: &&Finding| finding.problem.code() != Code::UnlistedFile;
+    // Not what is no contradiction: another checkpoint beside it, an adapter for instance, or metadata
+    // that nobody needs.
+    let beside = [Code::UnlistedFile, Code::IndexMetadata, Code::IndexExtraKey];
+    let concerns = |finding: &&Finding| !beside.contains(&finding.problem.code());
     let findings: Vec<_> = found.findings.iter().filter(concerns).collect();
     let mut out = Output::new();
     for finding in &findings {

@@ -110,9 +110,11 @@ pub(super) fn run(args: &Args, session: &Session) -> Result {
             Outcome::Findings => (BAD, "rejected"),
         };
         let path = path.to_string_lossy();
-        let findings = count(found.findings.len() as u64, "finding");
-        let path = Printable::word(&path);
-        writeln!(out, "{path}: {style}{verdict}{style:#}, {findings}")?;
+        write!(out, "{}: {style}{verdict}{style:#}", Printable::word(&path))?;
+        match found.findings.len() {
+            0 => writeln!(out)?,
+            findings => writeln!(out, ", {}", count(findings as u64, "finding"))?,
+        }
     }
     out.finish()?;
     Ok(outcome)

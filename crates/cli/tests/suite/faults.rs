@@ -122,7 +122,7 @@ fn five_terabytes_are_inspected_without_reading_them() {
         return;
     }
     let traced = format!(
-        "strace -f -e trace=pread64,read,mmap -o trace safeshard inspect {}",
+        "strace -f -P {0} -e trace=pread64,read,mmap -o trace safeshard inspect {0}",
         path.display()
     );
     let begun = Instant::now();
@@ -134,14 +134,14 @@ fn five_terabytes_are_inspected_without_reading_them() {
     safeshard(["verify".as_ref(), path.as_os_str()]).ended(0);
     let json = safeshard(["inspect".as_ref(), "--json".as_ref(), path.as_os_str()]).json();
     assert_eq!(json["totals"]["bytes"], len);
-    // One read of the file, and a short one.
+    // One read of the file, or two.
     if shell(folder.path(), &traced).code == Some(0) {
         let trace = fs::read_to_string(folder.path().join("trace")).unwrap();
         let reads: Vec<_> = trace
             .lines()
             .filter(|line| line.contains("pread64("))
             .collect();
-        assert!(reads.len() <= 2, "{reads:#?}");
+        assert!((1..=2).contains(&reads.len()), "{reads:#?}");
     }
 }
 
