@@ -8,7 +8,7 @@ use crate::support::*;
 
 /// Runs a line on a terminal of so many columns; what it shows, line ends as terminals have them.
 fn on_terminal(columns: usize, line: &str) -> String {
-    let inner = format!("stty cols {columns}; {line}");
+    let inner = format!("stty cols {columns} rows 24; {line}");
     let line = format!("script -qec '{inner}' /dev/null < /dev/null");
     shell(&bert(), &line).stdout
 }
@@ -20,7 +20,7 @@ fn strip(text: &str) -> String {
 
 #[test]
 fn a_terminal_gets_colour_and_lines_that_fit() {
-    for columns in [40, 60, 100] {
+    for columns in [20, 40, 60, 90] {
         let text = on_terminal(columns, "safeshard inspect .");
         assert!(text.contains("\u{1b}["), "{text:?}");
         let plain = strip(&text);
@@ -126,7 +126,7 @@ fn shells_and_man_can_use_what_is_generated() {
     let folder = tempdir().unwrap();
     for shell_name in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = safeshard(["completions", shell_name]).ended(0).stdout;
-        assert!(script.contains("--manifest"), "{shell_name}");
+        assert!(script.contains("manifest"), "{shell_name}");
         fs::write(folder.path().join(shell_name), script).unwrap();
     }
     shell(folder.path(), "bash -n bash").ended(0);
