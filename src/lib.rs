@@ -10,3 +10,7 @@ pub use safeshard_candle as candle;
 /// Checkpoints as ndarray views and arrays.
 #[cfg(feature = "ndarray")]
 pub use safeshard_ndarray as ndarray;
+
+/// Checkpoints as tch tensors and `VarStore`; needs libtorch.
+#[cfg(feature = "tch")]
+pub use safeshard_tch as tch;

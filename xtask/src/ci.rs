@@ -16,22 +16,31 @@ pub(crate) fn run(tree: &Tree) -> Result {
 /// What can be said of the sources without running them.
 pub(crate) fn lint(tree: &Tree) -> Result {
     step("cargo fmt", &mut tree.cargo(&["fmt", "--all", "--check"]))?;
+    let clippy = |packages: &[&str]| {
+        let mut clippy = tree.cargo(&["clippy"]);
+        clippy
+            .args(packages)
+            .args(["--all-targets", "--", "-D", "warnings"]);
+        clippy
+    };
+    // By itself, so that what cargo compiled for its tests, libtorch's bindings, serves here too.
     step(
         "cargo clippy",
-        &mut tree.cargo(&[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]),
+        &mut clippy(&["--workspace", "--exclude", "safeshard-tch"]),
     )?;
-    step(
-        "cargo doc",
-        tree.cargo(&["doc", "--no-deps", "--features", "candle,ndarray"])
-            .env("RUSTDOCFLAGS", "-D warnings"),
-    )?;
+    let python = setup::python(tree)?;
+    let mut clippy_of_tch = clippy(&["--package", "safeshard-tch"]);
+    setup::add_libtorch(&mut clippy_of_tch, &python)?;
+    step("cargo clippy of tch", &mut clippy_of_tch)?;
+    let doc = |args: &[&str]| {
+        let mut doc = tree.cargo(&["doc", "--no-deps"]);
+        doc.args(args).env("RUSTDOCFLAGS", "-D warnings");
+        doc
+    };
+    step("cargo doc", &mut doc(&["--features", "candle,ndarray"]))?;
+    let mut doc_of_tch = doc(&["--package", "safeshard-tch"]);
+    setup::add_libtorch(&mut doc_of_tch, &python)?;
+    step("cargo doc of tch", &mut doc_of_tch)?;
     if setup::runs(&mut tree.cargo(&["deny", "--version"])) {
         step("cargo deny", &mut tree.cargo(&["deny", "check"]))
     } else {

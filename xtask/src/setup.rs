@@ -3,6 +3,8 @@
 //! Both are made once and stamped, as the last step, with a copy of what they were made from: a
 //! missing or different stamp means half-made or out of date, and everything is made anew.
 
+use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -47,6 +49,44 @@ pub(crate) fn fixtures(tree: &Tree) -> Result<(PathBuf, PathBuf)> {
         stamp(&folder, &source)?;
     }
     Ok((python, folder))
+}
+
+/// Lets a cargo command build and run what needs libtorch: that of the oracles' PyTorch, unless the
+/// environment names another one as tch wants it.
+pub(crate) fn add_libtorch(command: &mut Command, python: &Path) -> Result {
+    if ["LIBTORCH", "LIBTORCH_USE_PYTORCH"]
+        .iter()
+        .any(|name| env::var_os(name).is_some())
+    {
+        return Ok(());
+    }
+    const WHERE: &str = "import pathlib, torch; print(pathlib.Path(torch.__file__).parent / 'lib')";
+    let output = Command::new(python).args(["-c", WHERE]).output();
+    let output = output.map_err(|why| format!("{}: {why}", python.display()))?;
+    let lib = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if !output.status.success() || lib.is_empty() {
+        return Err(format!("{} has no torch", python.display()));
+    }
+    let bin = python.parent().unwrap_or(Path::new(""));
+    let libraries = if cfg!(target_os = "macos") {
+        "DYLD_LIBRARY_PATH"
+    } else {
+        "LD_LIBRARY_PATH"
+    };
+    command
+        .env("LIBTORCH_USE_PYTORCH", "1")
+        .env("VIRTUAL_ENV", bin.parent().unwrap_or(bin))
+        .env("PATH", prepended(bin, "PATH")?)
+        .env(libraries, prepended(Path::new(&lib), libraries)?);
+    Ok(())
+}
+
+/// A folder before those that a variable names already.
+fn prepended(folder: &Path, variable: &str) -> Result<OsString> {
+    let old = env::var_os(variable).unwrap_or_default();
+    let folders = env::split_paths(&old).filter(|folder| !folder.as_os_str().is_empty());
+    env::join_paths([folder.to_path_buf()].into_iter().chain(folders))
+        .map_err(|why| format!("{variable}: {why}"))
 }
 
 fn make_python(tree: &Tree) -> Result<PathBuf> {

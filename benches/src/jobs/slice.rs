@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use candle_nn::var_builder::{Shard, ShardedSafeTensors};
+use safeshard::Technique;
 use safeshard::candle::Weights;
 
 use super::common::{GIB, owned, shapes, tensors, threads};
@@ -28,6 +29,14 @@ pub(super) const DIM_0: Job = Job {
             "safeshard-2",
             "safeshard `sharded_var_builder`, 2 threads",
             |path| safeshard(path, 0),
+        ),
+        Contender::rival(
+            "pages-one-by-one",
+            "the same, faulting pages one by one",
+            |path| {
+                Technique::PagesAtOnce.switch_off();
+                safeshard(path, 0)
+            },
         ),
         Contender::rival("candle", "candle `ShardedSafeTensors`", |path| {
             candle(path, 0)

@@ -60,7 +60,8 @@ fn interrupted_reads_are_made_again() {
 #[test]
 fn short_reads_are_continued() {
     if let Some(folder) = support::child_folder() {
-        return reads_it_all(&folder);
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        return assert_eq!(checkpoint.read("a").unwrap(), b"abcdefghij");
     }
     let folder = folder();
     // The second read of the file is that of `a`; three of its ten bytes arrive.
@@ -75,6 +76,15 @@ fn huge_pages_that_are_refused_are_done_without() {
     }
     let folder = folder();
     inject("madvise:error=EINVAL", &[], &folder);
+}
+
+#[test]
+fn a_file_system_that_does_not_say_what_it_is_is_read_all_the_same() {
+    if let Some(folder) = support::child_folder() {
+        return reads_it_all(&folder);
+    }
+    let folder = folder();
+    inject("fstatfs:error=EIO", &[], &folder);
 }
 
 #[test]

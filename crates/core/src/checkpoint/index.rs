@@ -4,7 +4,7 @@
 //! accelerate and torch's distributed checkpoints write, and refuses what readers disagree on.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -50,11 +50,16 @@ pub(crate) struct Owner {
 impl Index {
     /// Reads and parses an index file.
     pub(crate) fn open(path: &Path, limits: &Limits) -> Result<Self> {
-        Self::read(&FileSource::open(path)?, limits)
+        Self::read(&FileSource::open(path)?, limits, None)
     }
 
-    /// As [`Index::open`], of a file that is open already.
-    pub(crate) fn read(file: &FileSource, limits: &Limits) -> Result<Self> {
+    /// As [`Index::open`], of a file that is open already; of `only` these tensors and their shards,
+    /// but of all if one of the names is unknown, so that it can be said which one may have been meant.
+    pub(crate) fn read(
+        file: &FileSource,
+        limits: &Limits,
+        only: Option<&[String]>,
+    ) -> Result<Self> {
         let path = file.path();
         if file.len() > limits.index_bytes {
             return Err(Error::new(Code::LimitIndex)
@@ -65,7 +70,10 @@ impl Index {
         let json = read_vec(file, 0, file.len())?;
         // Other libraries rewrite an index in place.
         file.check_unchanged()?;
-        let index = Self::parse(&json, path, limits);
+        let index = match only {
+            Some(tensors) => Self::parse_only(&json, path, limits, tensors),
+            None => Self::parse(&json, path, limits),
+        };
         let start = json.get(..Prefix::WANTED).unwrap_or(&json);
         index.map_err(|error| match foreign_format(start) {
             Some((name, help)) => Error::new(Code::NotSafetensors)
@@ -78,6 +86,29 @@ impl Index {
 
     /// Parses an index; its shards come in the order of their first mention.
     pub(crate) fn parse(json: &[u8], path: &Path, limits: &Limits) -> Result<Self> {
+        let index = Self::parse_part(json, path, limits, Part::All)?;
+        match index.weight_map.is_empty() {
+            true => Err(Error::new(Code::IndexEmpty)),
+            false => Ok(index),
+        }
+    }
+
+    /// Most of the time goes into names that nobody asked for, so they are passed over.
+    fn parse_only(json: &[u8], path: &Path, limits: &Limits, tensors: &[String]) -> Result<Self> {
+        let part = Self::parse_part(json, path, limits, Part::of(tensors))?;
+        if tensors
+            .iter()
+            .all(|name| part.weight_map.contains_key(name))
+        {
+            return Ok(part);
+        }
+        // An alias, or unknown.
+        let mut index = Self::parse(json, path, limits)?;
+        index.keep_only(tensors);
+        Ok(index)
+    }
+
+    fn parse_part(json: &[u8], path: &Path, limits: &Limits, part: Part<'_>) -> Result<Self> {
         if json.starts_with(b"\xef\xbb\xbf") {
             return Err(Error::new(Code::IndexSyntax)
                 .at_offset(0)
@@ -92,6 +123,7 @@ impl Index {
         let mut parser = Parser {
             json: Cursor::new(text, 0, Code::IndexSyntax),
             limits,
+            part,
             metadata: None,
             weight_map: None,
             shards: Shards::default(),
@@ -101,9 +133,6 @@ impl Index {
         let weight_map = parser
             .weight_map
             .ok_or_else(|| Error::new(Code::IndexNoMap))?;
-        if weight_map.is_empty() {
-            return Err(Error::new(Code::IndexEmpty));
-        }
         let mut warnings = Vec::new();
         let mut warn = |warning: Error| warnings.push(Finding::warning(warning.at_path(path)));
         let metadata = parser.metadata.unwrap_or(Metadata::Not("none"));
@@ -118,11 +147,12 @@ impl Index {
             let keys = sample(parser.extra_keys.iter().map(|key| &**key));
             warn(Error::new(Code::IndexExtraKey).found(keys));
         }
-        // What names a tensor says nothing of another one.
+        // What names a tensor says nothing of another one; which names do, only the whole map shows.
+        let is_whole = matches!(parser.part, Part::All);
         let alias = |(dropped, kept): (&String, &Value)| {
             let kept = kept.as_str()?;
             let is_alias = weight_map.contains_key(kept) && !weight_map.contains_key(dropped);
-            is_alias.then(|| (dropped.clone(), kept.to_owned()))
+            (is_whole && is_alias).then(|| (dropped.clone(), kept.to_owned()))
         };
         Ok(Self {
             path: path.to_path_buf(),
@@ -138,28 +168,22 @@ impl Index {
         })
     }
 
-    /// Keeps only the shards that hold these tensors; all of them if one of the names is unknown,
-    /// so that it can be said which one may have been meant.
-    pub(crate) fn keep_shards_of(&mut self, tensors: &[String]) {
-        let shard = |name: &String| {
-            let stored = self.aliases.get(name).unwrap_or(name);
-            self.weight_map.get(stored).map(|owner| owner.file)
-        };
-        let Some(kept) = tensors.iter().map(shard).collect::<Option<BTreeSet<_>>>() else {
+    /// Keeps only these tensors and their shards, or everything if one of the names is unknown.
+    fn keep_only(&mut self, tensors: &[String]) {
+        let stored = |name: &String| self.aliases.get(name).unwrap_or(name).clone();
+        let kept: HashSet<String> = tensors.iter().map(stored).collect();
+        if !kept.iter().all(|name| self.weight_map.contains_key(name)) {
             return;
-        };
-        let positions: HashMap<_, _> = kept.iter().copied().zip(0..).collect();
-        self.weight_map
-            .retain(|_, owner| match positions.get(&owner.file) {
-                Some(&position) => {
-                    owner.file = position;
-                    true
-                }
-                None => false,
-            });
-        let names = kept
+        }
+        self.weight_map.retain(|name, _| kept.contains(name));
+        let files: BTreeSet<u32> = self.weight_map.values().map(|owner| owner.file).collect();
+        let positions: HashMap<_, _> = files.iter().copied().zip(0..).collect();
+        for owner in self.weight_map.values_mut() {
+            owner.file = positions.get(&owner.file).copied().unwrap_or_default();
+        }
+        let names = files
             .iter()
-            .filter_map(|&shard| self.shards.get(shard as usize));
+            .filter_map(|&file| self.shards.get(file as usize));
         self.shards = names.cloned().collect();
     }
 
@@ -180,9 +204,32 @@ impl Index {
     }
 }
 
+/// What is taken from the weight map.
+enum Part<'a> {
+    All,
+    /// What it says of these tensors, in order.
+    Of(Vec<&'a str>),
+}
+
+impl<'a> Part<'a> {
+    fn of(tensors: &'a [String]) -> Self {
+        let mut names: Vec<&str> = tensors.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        Self::Of(names)
+    }
+
+    fn has(&self, tensor: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(names) => names.binary_search(&tensor).is_ok(),
+        }
+    }
+}
+
 struct Parser<'a> {
     json: Cursor<'a>,
     limits: &'a Limits,
+    part: Part<'a>,
     metadata: Option<Metadata>,
     weight_map: Option<HashMap<String, Owner>>,
     shards: Shards,
@@ -274,7 +321,10 @@ impl Parser<'_> {
         }
         self.json.expect(b'{')?;
         // Growing would hash every name again, several times.
-        let mut map = HashMap::with_capacity(self.json.rest().len() / USUAL_ENTRY);
+        let mut map = HashMap::with_capacity(match &self.part {
+            Part::All => self.json.rest().len() / USUAL_ENTRY,
+            Part::Of(names) => names.len(),
+        });
         let mut problems = Vec::new();
         let mut first = true;
         while let Some((tensor, offset)) = self.json.next_key(&mut first)? {
@@ -289,6 +339,9 @@ impl Parser<'_> {
                 return Err(error.in_tensor(tensor));
             }
             let name = self.json.string()?;
+            if !self.part.has(&tensor) {
+                continue;
+            }
             let file = match self.shards.position(&name, self.limits) {
                 Ok(Some(file)) => file,
                 Ok(None) => continue,

@@ -34,9 +34,9 @@ pub struct OpenOptions {
     pub unknown_dtype: UnknownDtype,
     /// How files are read.
     pub io: Io,
-    /// Of shards with an index, open only those that hold these tensors (or aliases); `None` for
-    /// all. Nothing else is checked, served or warned of, which saves a read or two a shard where
-    /// one tensor is wanted.
+    /// Of shards with an index, serve only these tensors (or aliases) and open only the shards that
+    /// hold them; `None` for all. Nothing else is checked, served or warned of, which saves most of
+    /// the time of opening where one tensor is wanted.
     pub only: Option<Vec<String>>,
 }
 
@@ -71,7 +71,7 @@ impl Io {
     ///
     /// # Safety
     /// As [`MappedSource::open`]: nobody may write to or truncate the files while the checkpoint
-    /// opened with this, or anything borrowed from it, is alive.
+    /// opened with this, or anything borrowed or mapped from it, is alive.
     #[allow(unsafe_code)]
     pub unsafe fn mmap() -> Self {
         Self(IoKind::Mmap)
@@ -190,7 +190,7 @@ impl<'o> Opener<'o> {
             return self.file(single);
         }
         let file = FileSource::open(index_path)?;
-        let index = Index::read(&file, &self.options.limits)?;
+        let index = self.read_index(&file)?;
         let folder = index_path.parent().unwrap_or(Path::new(""));
         let listed = index
             .shards
@@ -225,14 +225,15 @@ impl<'o> Opener<'o> {
 
     fn opened_index(&self, file: FileSource, seen: &mut Seen) -> Result<Checkpoint> {
         let file = seen.index.insert(file);
-        self.shards(Index::read(file, &self.options.limits)?)
+        self.shards(self.read_index(file)?)
+    }
+
+    fn read_index(&self, file: &FileSource) -> Result<Index> {
+        Index::read(file, &self.options.limits, self.options.only.as_deref())
     }
 
     fn shards(&self, mut index: Index) -> Result<Checkpoint> {
         let folder = index.path().parent().unwrap_or(Path::new("")).to_path_buf();
-        if let Some(tensors) = &self.options.only {
-            index.keep_shards_of(tensors);
-        }
         let mut tensors_of = vec![Vec::new(); index.shards.len()];
         for (tensor, owner) in &index.weight_map {
             if let Some(tensors) = tensors_of.get_mut(owner.file as usize) {

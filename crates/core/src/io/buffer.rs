@@ -6,7 +6,7 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 
-use super::technique::Technique;
+use super::new_memory::NewMemory;
 use crate::{Code, Dtype, Error, Result};
 
 /// A place in memory that the engine fills with a tensor's bytes.
@@ -21,6 +21,12 @@ pub unsafe trait Destination: Send {
 
     /// The memory, uninitialised or not.
     fn bytes(&mut self) -> &mut [MaybeUninit<u8>];
+
+    /// Whether nobody has touched the memory since it was allocated: then the kernel is asked to make
+    /// it of huge pages, which halves the time of a large read. `false` unless implemented.
+    fn is_untouched(&self) -> bool {
+        false
+    }
 
     /// Hands the memory over as initialised.
     ///
@@ -98,15 +104,13 @@ pub(crate) struct UninitVec<T> {
 }
 
 impl<T: Plain> UninitVec<T> {
-    /// Room for `byte_len` bytes, which must be a multiple of the element's size; asks the kernel
-    /// for huge pages.
+    /// Room for `byte_len` bytes, which must be a multiple of the element's size.
     pub(crate) fn new(byte_len: u64) -> Result<Self> {
         let too_large = || Error::new(Code::LimitMemory).found(format_args!("{byte_len} bytes"));
         let bytes = usize::try_from(byte_len).map_err(|_| too_large())?;
         let len = bytes / size_of::<T>();
         let mut vec = Vec::new();
         vec.try_reserve_exact(len).map_err(|_| too_large())?;
-        advise_huge_pages(vec.spare_capacity_mut());
         Ok(Self { vec, len })
     }
 }
@@ -122,6 +126,10 @@ unsafe impl<T: Plain> Destination for UninitVec<T> {
         // bytes long, and `MaybeUninit<u8>` needs neither alignment nor initialisation. What is
         // written through it may be any bytes, which `Plain` allows.
         unsafe { std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), len) }
+    }
+
+    fn is_untouched(&self) -> bool {
+        true
     }
 
     unsafe fn assume_filled(mut self) -> Vec<T> {
@@ -168,6 +176,10 @@ macro_rules! element_types {
 
             fn bytes(&mut self) -> &mut [MaybeUninit<u8>] {
                 match &mut self.0 { $(Typed::$variant(vec) => vec.bytes(),)* }
+            }
+
+            fn is_untouched(&self) -> bool {
+                true
             }
 
             unsafe fn assume_filled(self) -> TypedVec {
@@ -247,32 +259,10 @@ pub(crate) fn filled_vec(
     read: impl for<'r> FnMut(usize, &'r mut [MaybeUninit<u8>]) -> Result<&'r mut [u8]>,
 ) -> Result<Vec<u8>> {
     let mut buffer = UninitVec::<u8>::new(len)?;
+    NewMemory::new(std::iter::once(buffer.bytes())).before_filling(buffer.bytes());
     fill_all(buffer.bytes(), read)?;
     // SAFETY: `fill_all` has seen every byte initialised.
     Ok(unsafe { buffer.assume_filled() })
-}
-
-/// Asks for 2 MiB pages: faulting in 4 KiB pages costs more than copying the bytes.
-///
-/// Only a hint; without it everything works, slower.
-fn advise_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::mm::{Advice, madvise};
-        const HUGE_PAGE: usize = 2 << 20;
-        let bytes = size_of_val(memory);
-        if bytes < HUGE_PAGE || !Technique::HugePages.is_on() {
-            return;
-        }
-        // madvise wants whole pages.
-        let page = rustix::param::page_size();
-        let start = memory.as_mut_ptr().cast::<u8>();
-        let skip = start.align_offset(page);
-        let len = bytes.saturating_sub(skip) / page * page;
-        // SAFETY: `skip..skip + len` lies inside the memory, which is ours; this advice changes
-        // neither its contents nor its validity.
-        let _hint_refused = unsafe { madvise(start.add(skip).cast(), len, Advice::LinuxHugepage) };
-    }
 }
 
 #[cfg(test)]

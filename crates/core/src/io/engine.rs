@@ -13,11 +13,12 @@ use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::{thread, vec};
 
 use super::buffer::{Destination, fill_all};
 use super::cast::Cast;
+use super::new_memory::NewMemory;
 use super::source::ReadAt;
 use super::technique::Technique;
 use crate::{Code, Error, Result, Slice};
@@ -26,8 +27,12 @@ use crate::{Code, Error, Result, Slice};
 /// the threads finish together.
 const PIECE: u64 = 8 << 20;
 
-/// A short request is cut into smaller pieces, so that every thread has one, but none below this.
-const SHORT_PIECE: u64 = 512 << 10;
+/// A short request is cut into smaller pieces, but into none below this.
+const SHORT_PIECE: u64 = 128 << 10;
+
+/// Into how many pieces for every thread: the one that starts last, or waits longest for its pages,
+/// leaves pieces to the others.
+const PIECES_A_THREAD: u64 = 4;
 
 /// Source bytes of a piece that is cast.
 const CAST_PIECE: u64 = 2 << 20;
@@ -142,10 +147,19 @@ pub(crate) fn fill<D: Destination>(
 ) -> Result<Vec<D::Filled>> {
     let lengths = jobs.iter().map(|job| job.slice.byte_len());
     let total = lengths.fold(0, u64::saturating_add);
-    let share = total / most_threads(options) as u64;
-    let piece_len = share
-        .clamp(SHORT_PIECE, PIECE)
-        .next_multiple_of(SHORT_PIECE);
+    let longest = match Technique::LongPieces.is_on() {
+        true => PIECE,
+        false => 4 * SHORT_PIECE,
+    };
+    let piece_len = match total / WORTH_A_THREAD {
+        0 | 1 => longest,
+        _ => (total / (PIECES_A_THREAD * most_threads(options) as u64))
+            .clamp(SHORT_PIECE, longest)
+            .next_multiple_of(SHORT_PIECE),
+    };
+    let untouched = jobs.iter_mut().map(|job| &mut job.destination);
+    let untouched = untouched.filter(|destination| destination.is_untouched());
+    let new_memory = NewMemory::new(untouched.map(Destination::bytes));
     let mut pieces = Vec::new();
     for job in &mut jobs {
         cut(job, piece_len, &mut pieces)?;
@@ -156,6 +170,7 @@ pub(crate) fn fill<D: Destination>(
 
     let queue = Queue {
         pieces: Mutex::new(pieces.into_iter()),
+        new_memory,
         stopped: AtomicBool::new(false),
         error: Mutex::new(None),
         done: Mutex::new(0),
@@ -192,8 +207,10 @@ struct Piece<'j> {
 /// As many as asked for, or as there are cores.
 fn most_threads(options: &ReadOptions) -> usize {
     let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    // Finding out means reading files; it does not change.
+    static AVAILABLE: OnceLock<usize> = OnceLock::new();
     let threads = options.threads.map(NonZeroUsize::get);
-    threads.unwrap_or_else(|| available().min(MAX_THREADS))
+    threads.unwrap_or_else(|| *AVAILABLE.get_or_init(|| available().min(MAX_THREADS)))
 }
 
 fn cut<'j, D: Destination>(
@@ -379,6 +396,7 @@ impl Room {
 /// The pieces that are left, and what became of the others.
 struct Queue<'j, 'o> {
     pieces: Mutex<vec::IntoIter<Piece<'j>>>,
+    new_memory: NewMemory,
     stopped: AtomicBool,
     error: Mutex<Option<Error>>,
     done: Mutex<u64>,
@@ -428,7 +446,10 @@ impl<'j> Queue<'j, '_> {
             let len = piece.len;
             let result = match &self.options.cancel {
                 Some(cancel) if cancel.is_cancelled() => Err(Error::new(Code::Cancelled)),
-                _ => piece.read(&mut scratch),
+                _ => {
+                    self.new_memory.before_filling(piece.memory);
+                    piece.read(&mut scratch)
+                }
             };
             match result {
                 Ok(()) => self.report(len),

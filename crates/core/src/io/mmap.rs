@@ -3,9 +3,9 @@
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions, MmapRaw};
 
-use super::source::{FileSource, ReadAt, copy_at};
+use super::source::{FileSource, Identity, ReadAt, copy_at};
 use crate::{Code, Error, Result};
 
 /// A regular file mapped into memory: its bytes can be borrowed without being read first.
@@ -16,6 +16,7 @@ use crate::{Code, Error, Result};
 #[derive(Debug)]
 pub struct MappedSource {
     path: PathBuf,
+    identity: Identity,
     map: Mmap,
 }
 
@@ -25,7 +26,8 @@ impl MappedSource {
     /// # Safety
     /// No process may write to the file or truncate it while it is mapped: bytes that change under
     /// a `&[u8]` are undefined behaviour, and touching a page behind the new end kills the process
-    /// with SIGBUS. Replacing the file by rename, as this library saves, is fine.
+    /// with SIGBUS. The same holds for what [`ReadAt::map_private`] gives. Replacing the file by
+    /// rename, as this library saves, is fine.
     ///
     /// # Errors
     /// As [`FileSource::open`].
@@ -35,7 +37,11 @@ impl MappedSource {
         let map = unsafe { Mmap::map(file.file()) };
         let path = file.path().to_path_buf();
         let map = map.map_err(|error| Error::io(Code::Io, error).at_path(&path))?;
-        Ok(Self { path, map })
+        Ok(Self {
+            path,
+            identity: file.identity(),
+            map,
+        })
     }
 }
 
@@ -50,5 +56,43 @@ impl ReadAt for MappedSource {
 
     fn as_bytes(&self) -> Option<&[u8]> {
         Some(&self.map)
+    }
+
+    fn map_private(&self) -> Result<Option<PrivateMap>> {
+        let map = || {
+            let file = FileSource::open(&self.path)?;
+            self.identity.check_same(&file.identity())?;
+            // SAFETY: whoever opened this source keeps the file from changing as long as anything
+            // of it is used.
+            let map = unsafe { MmapOptions::new().map_copy(file.file()) };
+            map.map_err(|error| Error::io(Code::Io, error))
+        };
+        let map = map().map_err(|error| error.at_path(&self.path))?;
+        Ok(Some(PrivateMap(map.into())))
+    }
+}
+
+/// A file mapped into memory that may be written to. What is written stays in this mapping, a copy of
+/// each page that is touched, and never reaches the file or another mapping of it.
+///
+/// It outlives its source and whatever else was opened with it; [`ReadAt::map_private`] makes it. Who
+/// uses the memory sees to it that nobody reads what another thread writes.
+#[derive(Debug)]
+pub struct PrivateMap(MmapRaw);
+
+impl PrivateMap {
+    /// Its first byte, which lies at the beginning of a page.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.0.as_mut_ptr()
+    }
+
+    /// Its length in bytes: the file's.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the file is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }

@@ -11,6 +11,8 @@ pub(crate) mod entry;
 pub(crate) mod lock;
 #[allow(unsafe_code)]
 pub(crate) mod mmap;
+#[allow(unsafe_code)]
+pub(crate) mod new_memory;
 pub(crate) mod patch;
 pub(crate) mod pool;
 pub(crate) mod publish;

@@ -13,6 +13,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::buffer::{fill_all, filled_vec};
+use super::mmap::PrivateMap;
 use crate::{Code, Error, Result};
 
 /// A source of bytes that is read by position, from any thread.
@@ -38,6 +39,15 @@ pub trait ReadAt: Debug + Send + Sync {
     /// All bytes at once, where they lie in memory already.
     fn as_bytes(&self) -> Option<&[u8]> {
         None
+    }
+
+    /// A mapping of its own that may be written to without changing the file, where it is a mapped
+    /// file; the caller of [`Io::mmap`](crate::Io::mmap) vouches for it too.
+    ///
+    /// # Errors
+    /// `file-changed` where its path does not lead to the same file any more; `io`.
+    fn map_private(&self) -> Result<Option<PrivateMap>> {
+        Ok(None)
     }
 
     /// Whether one stream reads it faster than several.

@@ -1,6 +1,7 @@
 //! What makes reading fast, each with a switch for the benchmark that proves it.
 //!
-//! Everything is on. Nothing but `cargo xtask bench techniques-warm techniques-cold` turns it off;
+//! Everything is on. Nothing but `cargo xtask bench techniques-warm techniques-cold
+//! slice-dim-0` turns it off;
 //! `benches/README.md` has the gains of the last run.
 
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -15,6 +16,8 @@ pub enum Technique {
     FileOrder = 2,
     /// Pieces of 8 MiB rather than of 512 KiB.
     LongPieces = 4,
+    /// The pages of little memory made at once.
+    PagesAtOnce = 8,
 }
 
 static OFF: AtomicU8 = AtomicU8::new(0);

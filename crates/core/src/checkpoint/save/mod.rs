@@ -6,6 +6,7 @@ mod change;
 mod commit;
 mod destination;
 mod dialect;
+mod exchange;
 pub(super) mod journal;
 mod metadata;
 mod options;

@@ -1,0 +1,263 @@
+//! Everything at once, or one tensor, or part of one.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use safeshard_core::{
+    Checkpoint, Code, DimRange, Error, LoadOptions, LoadReport, Planned, Progress, ReadOptions,
+    Result, Unsupported,
+};
+use tch::{Device, Tensor};
+
+use crate::blob::{Block, Room};
+use crate::dtype::{framework, support};
+
+/// Memory of the host through which tensors for other devices pass, unless one is larger.
+const HOST_BYTES: usize = 64 << 20;
+
+/// All tensors of the checkpoint at `path` (a file, an index or a folder), as they are stored.
+///
+/// Each byte is copied once, from the file into the tensor's own uninitialised memory, by a few
+/// threads; for N bytes of tensors the peak is N and little more. For another device 64 MiB of the host's
+/// memory are used, or as much as the largest tensor needs; for a GPU they are pinned. Tied tensors that
+/// were stored once are one tensor under both names.
+///
+/// # Errors
+/// As [`Checkpoint::open`]; `unsupported-dtype`, naming every tensor that libtorch cannot
+/// [hold](crate::support); or what reading meets. Then nothing is handed out.
+///
+/// ```
+/// use tch::{Device, Kind, Tensor};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.safetensors");
+/// let w = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]);
+/// safeshard_tch::save([("w", &w)], &path)?;
+///
+/// let tensors = safeshard_tch::load(&path, Device::Cpu)?;
+/// assert_eq!(tensors["w"], w);
+/// let column = safeshard_tch::slice(&path, "w", &[0..2, 1..2], Device::Cpu)?;
+/// assert_eq!(column, w.narrow(1, 1, 1));
+/// # Ok::<(), safeshard_tch::Error>(())
+/// ```
+pub fn load(path: impl AsRef<Path>, device: Device) -> Result<HashMap<String, Tensor>> {
+    let (tensors, _) = load_with(path, device, &LoadOptions::default())?;
+    Ok(tensors)
+}
+
+/// As [`load`], with options: which tensors, under which names, in which dtype, and how they are read. The
+/// report says what was cast, skipped, and which names share a tensor.
+///
+/// # Errors
+/// As [`load`]; `unsupported-cast`, `name-collision`, `cancelled`.
+///
+/// ```
+/// use std::sync::Arc;
+/// use safeshard_tch::{LoadOptions, floats_as, load_with};
+/// use tch::{Device, Kind, Tensor};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.safetensors");
+/// # let w = Tensor::zeros([2], (Kind::BFloat16, Device::Cpu));
+/// # safeshard_tch::save([("model.w", &w)], &path)?;
+/// let options = LoadOptions {
+///     rename: Some(Arc::new(|name| name.replace("model.", ""))),
+///     ..floats_as(Kind::Float)
+/// };
+/// let (tensors, report) = load_with(&path, Device::Cpu, &options)?;
+/// assert_eq!(tensors["w"].kind(), Kind::Float);
+/// println!("{report}"); // 1 tensors loaded; 1 cast
+/// # Ok::<(), safeshard_tch::Error>(())
+/// ```
+pub fn load_with(
+    path: impl AsRef<Path>,
+    device: Device,
+    options: &LoadOptions,
+) -> Result<(HashMap<String, Tensor>, LoadReport)> {
+    load_from(
+        &Checkpoint::open_with(path, &options.open)?,
+        device,
+        options,
+    )
+}
+
+/// As [`load_with`], of an open checkpoint.
+///
+/// # Errors
+/// As [`load_with`].
+pub fn load_from(
+    checkpoint: &Checkpoint,
+    device: Device,
+    options: &LoadOptions,
+) -> Result<(HashMap<String, Tensor>, LoadReport)> {
+    let plan = checkpoint.plan(options, support)?;
+    let tensors = read(checkpoint, &plan.tensors, device, &options.read)?;
+    let tensors = named(&plan.tensors, tensors, &plan.report);
+    Ok((tensors, plan.report))
+}
+
+/// One tensor of the checkpoint at `path`, as it is stored. Of shards with an index, only the one that
+/// holds it is opened. For more than one tensor, open a [`Checkpoint`] and use [`CheckpointExt`].
+///
+/// # Errors
+/// As [`Checkpoint::open`] and [`CheckpointExt::tensor`].
+pub fn tensor(path: impl AsRef<Path>, name: &str, device: Device) -> Result<Tensor> {
+    open_only(path, name)?.tensor(name, device)
+}
+
+/// Part of one tensor of the checkpoint at `path`; see [`CheckpointExt::slice`].
+///
+/// # Errors
+/// As [`Checkpoint::open`] and [`CheckpointExt::slice`].
+pub fn slice(
+    path: impl AsRef<Path>,
+    name: &str,
+    ranges: &[Range<usize>],
+    device: Device,
+) -> Result<Tensor> {
+    open_only(path, name)?.slice(name, ranges, device)
+}
+
+fn open_only(path: impl AsRef<Path>, name: &str) -> Result<Checkpoint> {
+    let mut options = LoadOptions::default().open;
+    options.only = Some(vec![name.to_owned()]);
+    Checkpoint::open_with(path, &options)
+}
+
+/// Tensors of an open [`Checkpoint`], by name or alias.
+pub trait CheckpointExt {
+    /// A tensor in memory of its own, as it is stored. One copy.
+    ///
+    /// # Errors
+    /// `tensor-missing`, `unsupported-dtype`, or what reading meets.
+    fn tensor(&self, name: &str, device: Device) -> Result<Tensor> {
+        self.slice(name, &[], device)
+    }
+
+    /// Part of a tensor: one range a dimension, from the first one on; the dimensions behind the last range
+    /// are taken whole. Only the bytes of the part are read, and small gaps between them. Ranges count
+    /// elements as the file does, also of `F4`.
+    ///
+    /// # Errors
+    /// As [`CheckpointExt::tensor`]; `slice-rank`, `slice-range`, `slice-reversed`, `slice-sub-byte`.
+    fn slice(&self, name: &str, ranges: &[Range<usize>], device: Device) -> Result<Tensor>;
+}
+
+impl CheckpointExt for Checkpoint {
+    fn slice(&self, name: &str, ranges: &[Range<usize>], device: Device) -> Result<Tensor> {
+        let ranges: Vec<_> = ranges.iter().cloned().map(DimRange::from).collect();
+        let planned = self.plan_one(name, &ranges, None, Unsupported::Refuse, support)?;
+        let mut read = read(self, &[planned], device, &ReadOptions::default())?;
+        read.pop()
+            .ok_or_else(|| Error::new(Code::TensorMissing).in_tensor(name))
+    }
+}
+
+/// Tensors under their new names and aliases.
+pub(crate) fn named(
+    plan: &[Planned],
+    tensors: Vec<Tensor>,
+    report: &LoadReport,
+) -> HashMap<String, Tensor> {
+    let mut named = HashMap::with_capacity(report.loaded.len());
+    for (planned, tensor) in plan.iter().zip(tensors) {
+        named.insert(planned.name.clone(), tensor);
+    }
+    for (alias, kept) in &report.aliased {
+        if let Some(shared) = named.get(kept).map(Tensor::shallow_clone) {
+            named.insert(alias.clone(), shared);
+        }
+    }
+    named
+}
+
+/// Reads what was planned, in its order.
+pub(crate) fn read(
+    checkpoint: &Checkpoint,
+    plan: &[Planned],
+    device: Device,
+    options: &ReadOptions,
+) -> Result<Vec<Tensor>> {
+    match device {
+        Device::Cpu => {
+            let rooms = plan.iter().map(Room::new).collect::<Result<_>>()?;
+            fill(checkpoint, plan, rooms, options)
+        }
+        _ => read_by_way_of_host(checkpoint, plan, device, options, HOST_BYTES),
+    }
+}
+
+/// Reads as many tensors at a time as a block of the host's memory holds, and copies them to a device.
+fn read_by_way_of_host(
+    checkpoint: &Checkpoint,
+    plan: &[Planned],
+    device: Device,
+    options: &ReadOptions,
+    host_bytes: usize,
+) -> Result<Vec<Tensor>> {
+    // Each tensor has at most a little space before it, so the largest one fits alone.
+    let largest = plan.iter().map(|planned| planned.byte_len).max();
+    let largest =
+        usize::try_from(largest.unwrap_or_default()).map_err(|_| Error::new(Code::LimitMemory))?;
+    let mut block = Block::new(largest.max(host_bytes), device)?;
+    let stored = |planned: &Planned| checkpoint.info(&planned.stored).map(|info| info.byte_len());
+    let total = plan.iter().map(stored).sum::<Result<u64>>()?;
+
+    let mut tensors = Vec::with_capacity(plan.len());
+    let (mut rest, mut done) = (plan, 0);
+    while !rest.is_empty() {
+        let mut rooms = Vec::new();
+        for planned in rest {
+            match block.room(planned)? {
+                Some(room) => rooms.push(room),
+                None => break,
+            }
+        }
+        let (batch, behind) = rest.split_at(rooms.len());
+        let options = part_of(options, done, total);
+        for (planned, tensor) in batch.iter().zip(fill(checkpoint, batch, rooms, &options)?) {
+            let moved = match device {
+                // Where it is already; the block is used again.
+                Device::Cpu => Ok(tensor.copy()),
+                device => tensor.f_to_device(device),
+            };
+            tensors.push(moved.map_err(|error| framework(&error).in_tensor(&planned.name))?);
+        }
+        done += batch.iter().map(stored).sum::<Result<u64>>()?;
+        rest = behind;
+        block.clear();
+    }
+    Ok(tensors)
+}
+
+/// Options for a read that is part of a larger one: progress is told of the whole.
+fn part_of(options: &ReadOptions, before: u64, total: u64) -> ReadOptions {
+    let whole = options.progress.clone();
+    ReadOptions {
+        progress: whole.map(|whole| -> Arc<dyn Fn(Progress) + Send + Sync> {
+            Arc::new(move |part| {
+                whole(Progress {
+                    done: before + part.done,
+                    total,
+                });
+            })
+        }),
+        ..options.clone()
+    }
+}
+
+fn fill(
+    checkpoint: &Checkpoint,
+    plan: &[Planned],
+    rooms: Vec<Room>,
+    options: &ReadOptions,
+) -> Result<Vec<Tensor>> {
+    let parts = plan.iter().zip(rooms);
+    let parts = parts.map(|(planned, room)| planned.fill(room)).collect();
+    let filled = checkpoint.fill(parts, options)?.into_iter().zip(plan);
+    filled
+        .map(|(tensor, planned)| tensor.map_err(|error| error.in_tensor(&planned.name)))
+        .collect()
+}

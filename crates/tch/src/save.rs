@@ -1,0 +1,228 @@
+//! Tensors into files: borrowed where they lie in memory as they are stored, else piece by piece.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use safeshard_core::{
+    Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData, natural_order,
+};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::blob::Memory;
+use crate::dtype::{Layout, dtype_of, framework, stored_shape};
+
+/// How many bytes are gathered, or fetched from a device, at a time.
+const PIECE: usize = 8 << 20;
+
+/// Saves tensors under their names: a `HashMap`, a `BTreeMap`, a `Vec` of pairs or any other iterator,
+/// owned or borrowed. A path that ends in `.safetensors` is one file; any other is a folder, made if
+/// need be, with one file or, above 5 GB, shards and an index as transformers writes them.
+///
+/// - At every instant, whoever reads `path` finds what was there before or what is saved now, whole.
+///   When the call returns, everything is on the medium.
+/// - Tensors that lie in the CPU's memory in row-major order are written from there. Others (strides, a
+///   GPU, complex numbers that libtorch conjugates lazily) are copied, 8 MiB at a time, whatever the size
+///   of the storage that they are a view of; the report names them as materialised. Otherwise it takes
+///   the memory that [`safeshard_core::save`] takes.
+/// - Tied tensors, which are the same bytes under several names, are stored once; [`load`](crate::load())
+///   gives them back under all names. Slices of one storage are not tied.
+/// - The result does not depend on the order of the iterator: tensors are taken in natural order
+///   (`layer.2` before `layer.10`). For an order of your own, pass what [`tensor_to_save`] makes to
+///   [`safeshard_core::save`].
+/// - They may be tensors that are [mapped](crate::map()) from the very files that are replaced.
+///
+/// Whoever changes a tensor in place meanwhile, from another thread, gets a mixture.
+///
+/// # Errors
+/// As [`safeshard_core::save`] and [`tensor_to_save`]. What was there before stays.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use tch::{Device, Kind, Tensor};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model");
+/// let embed = Tensor::ones([2, 3], (Kind::BFloat16, Device::Cpu));
+/// let tensors = HashMap::from([
+///     ("embed.weight", embed.shallow_clone()),
+///     ("head.weight", embed), // tied: stored once
+/// ]);
+/// let report = safeshard_tch::save(&tensors, &path)?;
+/// assert_eq!(report.total_size, 2 * 3 * 2);
+/// assert_eq!(report.aliases["head.weight"], "embed.weight");
+/// # Ok::<(), safeshard_tch::Error>(())
+/// ```
+pub fn save<N, T>(
+    tensors: impl IntoIterator<Item = (N, T)>,
+    path: impl AsRef<Path>,
+) -> Result<SaveReport>
+where
+    N: AsRef<str>,
+    T: AsRef<Tensor>,
+{
+    save_with(tensors, path, &SaveOptions::default())
+}
+
+/// As [`save`], with options: size and names of shards, metadata, whose spelling of the index, what
+/// becomes of ties, when it returns.
+///
+/// # Errors
+/// As [`save`].
+///
+/// ```
+/// use safeshard_tch::{SaveOptions, save_with};
+/// use tch::{Device, Kind, Tensor};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path();
+/// let w = Tensor::zeros([250, 100], (Kind::Float, Device::Cpu));
+/// let options = SaveOptions {
+///     max_shard_size: "100KB".parse()?,
+///     ..SaveOptions::default()
+/// };
+/// let report = save_with([("a", &w), ("b", &w.tr())], path, &options)?;
+/// assert_eq!(report.index.as_deref(), Some("model.safetensors.index.json"));
+/// assert_eq!(report.materialised, ["b"]);
+/// # Ok::<(), safeshard_tch::Error>(())
+/// ```
+pub fn save_with<N, T>(
+    tensors: impl IntoIterator<Item = (N, T)>,
+    path: impl AsRef<Path>,
+    options: &SaveOptions,
+) -> Result<SaveReport>
+where
+    N: AsRef<str>,
+    T: AsRef<Tensor>,
+{
+    let mut to_save = Vec::new();
+    let mut problems = Vec::new();
+    for (name, tensor) in tensors {
+        match tensor_to_save(name.as_ref(), tensor.as_ref()) {
+            Ok(tensor) => to_save.push(tensor),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Error::all(problems));
+    }
+    to_save.sort_by(|a, b| natural_order(&a.name, &b.name));
+    safeshard_core::save(to_save, path, options)
+}
+
+/// A tensor for [`safeshard_core::save`] and [`safeshard_core::write_to`], for those who decide the
+/// order themselves or mix tch's tensors with others. It shares the tensor's memory.
+///
+/// # Errors
+/// - `unsupported-dtype`: a kind that the format lacks (quantised, `ComplexHalf`, `ComplexDouble`).
+/// - `framework`: a sparse tensor, one that is not defined, or a layout of a library's own.
+pub fn tensor_to_save(name: impl Into<String>, tensor: &Tensor) -> Result<SaveTensor<'static>> {
+    let name = name.into();
+    describe(&name, tensor).map_err(|error| error.in_tensor(&name))
+}
+
+fn describe(name: &str, tensor: &Tensor) -> Result<SaveTensor<'static>> {
+    let dtype = dtype_of(tensor)?;
+    if tensor.is_sparse() || tensor.is_mkldnn() {
+        return Err(Error::new(Code::Framework)
+            .found("a tensor that is not dense")
+            .help("`to_dense` makes it so"));
+    }
+    let shape = stored_shape(dtype, tensor)?;
+    let layout = Layout::new(dtype, &shape)?;
+    if tensor.device() == Device::Cpu && lies_as_stored(tensor) {
+        let memory = Memory::new(tensor, &layout)?;
+        return Ok(SaveTensor::new(name, dtype, shape, memory));
+    }
+    // Without its history, which would be kept alive and grow with every piece.
+    let tensor = tensor.f_detach().map_err(|error| framework(&error))?;
+    let pieces = Pieces {
+        dtype,
+        byte_len: layout.byte_len,
+        tensor: Mutex::new(tensor),
+    };
+    Ok(SaveTensor::new(name, dtype, shape, pieces))
+}
+
+fn lies_as_stored(tensor: &Tensor) -> bool {
+    tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()
+}
+
+impl TensorData for Memory {
+    fn byte_len(&self) -> Option<u64> {
+        Some(self.bytes().len() as u64)
+    }
+
+    fn place(&self) -> Option<Range<usize>> {
+        // What has no bytes shares none, whatever its address.
+        Some(Memory::place(self)).filter(|place| !place.is_empty())
+    }
+
+    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        write(self.bytes())
+    }
+}
+
+/// A tensor on another device, with strides, or with elements that are yet to be computed.
+struct Pieces {
+    dtype: Dtype,
+    byte_len: usize,
+    tensor: Mutex<Tensor>,
+}
+
+impl Pieces {
+    /// Gives the elements of a part in row-major order.
+    fn write(&self, part: &Tensor, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let refused = |error: TchError| framework(&error);
+        // Halves along the first dimension that has any are in row-major order.
+        let large = part.numel().saturating_mul(element_size(self.dtype)) > PIECE;
+        let mut sizes = part.size().into_iter().zip(0..);
+        if large && let Some((size, dim)) = sizes.find(|(size, _)| *size > 1) {
+            let half = size / 2;
+            for (start, len) in [(0, half), (half, size - half)] {
+                let part = part.f_narrow(dim, start, len).map_err(refused)?;
+                self.write(&part, write)?;
+            }
+            return Ok(());
+        }
+        let part = copied(self.dtype, part).map_err(refused)?;
+        let shape: Vec<_> = part.size().into_iter().map(i64::unsigned_abs).collect();
+        let layout = Layout::new(dtype_of(&part)?, &shape)?;
+        write(Memory::new(&part, &layout)?.bytes())
+    }
+}
+
+/// The elements in row-major order on the CPU, as integers of their size, which libtorch copies whatever
+/// they mean.
+fn copied(dtype: Dtype, part: &Tensor) -> Result<Tensor, TchError> {
+    // Numbers that are conjugated or negated lazily have to be what they say first.
+    let plain = part.f_resolve_conj()?.f_resolve_neg()?;
+    let bits = plain.f_view_dtype(match element_size(dtype) {
+        8 => Kind::Int64,
+        4 => Kind::Int,
+        2 => Kind::Int16,
+        _ => Kind::Uint8,
+    })?;
+    // On its device first, so that only the part is fetched and not the whole storage.
+    bits.f_contiguous()?.f_to_device(Device::Cpu)
+}
+
+/// Bytes of an element of libtorch's; of `F4`, a pair is one.
+fn element_size(dtype: Dtype) -> usize {
+    dtype.size().unwrap_or(1) as usize
+}
+
+impl TensorData for Pieces {
+    fn byte_len(&self) -> Option<u64> {
+        Some(self.byte_len as u64)
+    }
+
+    fn is_materialised(&self) -> bool {
+        true
+    }
+
+    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let tensor = self.tensor.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(&tensor, write)
+    }
+}

@@ -1,0 +1,11 @@
+//! Tests of what safeshard-tch promises, sorted by property.
+
+mod dtypes;
+mod incumbents;
+mod interop;
+mod lifetime;
+mod load;
+mod map;
+mod save;
+mod support;
+mod var_store;
