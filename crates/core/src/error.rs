@@ -167,6 +167,14 @@ impl Error {
         self.0.help.as_deref().unwrap_or(self.0.code.advice())
     }
 
+    /// The single problems, or the error itself where it is the only one.
+    pub(crate) fn into_problems(mut self) -> Vec<Self> {
+        match self.0.problems.is_empty() {
+            true => vec![self],
+            false => std::mem::take(&mut self.0.problems),
+        }
+    }
+
     pub(crate) fn is_interrupted(&self) -> bool {
         self.io_error()
             .is_some_and(|error| error.kind() == io::ErrorKind::Interrupted)
@@ -264,6 +272,14 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// A reason not to use the checkpoint.
+    pub fn error(problem: Error) -> Self {
+        Self {
+            severity: Severity::Error,
+            problem,
+        }
+    }
+
     /// A remark that stops nothing.
     pub fn warning(problem: Error) -> Self {
         Self {
@@ -385,6 +401,17 @@ codes! {
     TotalSize "total-size" Checkpoint "`metadata.total_size` is not the size of the tensors" "";
     IndexMetadata "index-metadata" Checkpoint "the index's `metadata` is absent or not an object" "";
     IndexExtraKey "index-extra-key" Checkpoint "the index has a key that is not `metadata` or `weight_map`" "";
+    // What the bytes of tensors say
+    Nan "nan" Checkpoint "elements are not a number" "whatever is computed with them is not a number either";
+    Infinity "infinity" Checkpoint "elements are infinite" "";
+    AllZero "all-zero" Checkpoint "nothing but zeros" "";
+    BoolValue "bool-value" Checkpoint "elements of BOOL are neither 0 nor 1" "";
+    // What a manifest of digests says
+    ManifestSyntax "manifest-syntax" Format "not a line of a manifest" "a line is a digest of 64 digits, two spaces and a name, as `sha256sum` and `safeshard digest` write it";
+    ManifestName "manifest-name" Checkpoint "the manifest names a file outside the checkpoint's folder" "";
+    DigestMissing "digest-missing" Checkpoint "the manifest names a file that is not there" "fetch the missing file";
+    DigestMismatch "digest-mismatch" Checkpoint "these are not the bytes that the manifest vouches for" "fetch the file again";
+    DigestUnlisted "digest-unlisted" Checkpoint "the manifest does not vouch for it" "";
     // The caller's request
     SliceRank "slice-rank" Usage "more ranges than the tensor has dimensions" "";
     SliceRange "slice-range" Usage "the range is not inside the dimension" "";
@@ -403,6 +430,8 @@ codes! {
     BrokenJournal "broken-journal" Checkpoint "the journal of an unfinished save cannot be read" "remove it if nobody is saving here; the folder may then hold two checkpoints";
     IndexedSingle "indexed-single" Checkpoint "the index of the checkpoint that is to be replaced counts the single file among its shards" "save in shards, or remove the index first";
     CacheRepository "cache-repository" Usage "a repository of the Hugging Face cache is read by its revisions: what is saved into it would not be found" "save into another folder";
+    NothingLeft "nothing-left" Usage "no tensor is left" "let the filter keep one";
+    SideFileDiffers "side-file-differs" Usage "a file that is to be copied along is there already, and says something else" "remove it, or do not copy files along";
     TensorShort "tensor-short" Usage "the data are fewer bytes than dtype and shape say" "";
     TensorLong "tensor-long" Usage "the data are more bytes than dtype and shape say" "";
     // What a framework or a cast cannot do

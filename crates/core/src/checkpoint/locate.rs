@@ -311,7 +311,8 @@ impl Listing {
             .is_ok()
     }
 
-    fn safetensors(&self) -> impl Iterator<Item = &str> {
+    /// Safetensors files, finished ones.
+    pub(crate) fn safetensors(&self) -> impl Iterator<Item = &str> {
         let names = self.names.iter().map(String::as_str);
         // A hidden name is a download or a save that is not finished.
         names.filter(|name| name.ends_with(".safetensors") && !name.starts_with('.'))

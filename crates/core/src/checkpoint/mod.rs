@@ -1,11 +1,16 @@
 //! Many files seen as one set of tensors.
 
+mod check;
+mod diff;
+#[cfg(feature = "digest")]
+mod digest;
 mod index;
 mod load;
 mod locate;
 mod names;
 mod open;
 mod report;
+mod reshard;
 mod save;
 mod settle;
 mod shard_file;
@@ -24,15 +29,26 @@ use crate::io::engine::{self, Job, ReadOptions};
 use crate::io::source::ReadAt;
 use crate::{Code, DimRange, Error, Finding, Result, Slice, TensorInfo, UnsupportedTensor};
 
+pub use check::{Verification, VerifyLevel, VerifyOptions, verify};
+pub use diff::{Change, Changed, DiffOptions, Difference, DtypeChange, Tolerance, diff};
+#[cfg(feature = "digest")]
+pub use digest::{
+    Algorithm, Digest, DigestOf, DigestOptions, Manifest, ManifestEntry, verify_digests,
+};
 pub use index::Index;
 pub use load::{DtypeRule, Filter, LoadOptions, Plan, Planned, Rename, Support, Unsupported};
 pub use locate::Prefer;
 pub use names::natural_order;
 pub use open::{Io, OpenOptions};
 pub use report::{CastRecord, LoadReport, Mismatch};
+pub use reshard::{
+    ConvertOptions, MetadataLeft, ReshardOptions, ReshardReport, Shards, SideFiles, convert,
+    reshard,
+};
 pub use save::{
-    Dialect, Durability, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardSize, Sharding, Ties,
-    save, write_to,
+    Dialect, Durability, IndexOutcome, IndexReport, MetadataChange, MetadataWrite, SaveOptions,
+    SaveReport, SaveTensor, SavedFile, ShardSize, Sharding, Ties, change_metadata, save,
+    write_index, write_to,
 };
 pub use shard_file::ShardFile;
 
@@ -193,6 +209,13 @@ impl Checkpoint {
     /// What it was opened from.
     pub fn kind(&self) -> CheckpointKind {
         self.kind
+    }
+
+    /// The folder that its index is in, or else its first file.
+    fn folder(&self) -> Option<&Path> {
+        let index = self.index.as_ref().map(Index::path);
+        let file = || self.files.first().and_then(ShardFile::path);
+        index.or_else(file)?.parent()
     }
 
     /// Its files, in the order of the index or of the list.

@@ -13,8 +13,11 @@ pub(crate) mod lock;
 pub(crate) mod mmap;
 #[allow(unsafe_code)]
 pub(crate) mod new_memory;
+pub(crate) mod patch;
 pub(crate) mod pool;
 pub(crate) mod publish;
+pub(crate) mod scan;
 pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod technique;
+pub(crate) mod transfer;

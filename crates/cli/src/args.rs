@@ -1,0 +1,92 @@
+//! What can be said on the command line.
+
+use std::num::NonZeroUsize;
+
+use clap::builder::Styles;
+use clap::builder::styling::AnsiColor;
+use clap::{Args, Parser, ValueEnum};
+
+use crate::commands::Command;
+
+const EXAMPLES: &str = "\
+Examples:
+  safeshard inspect model/                     what is in it
+  safeshard inspect model/ --tree              by module, with sizes
+  safeshard verify model/                      is anything wrong with it?
+  safeshard verify model/ --level content      also NaN, Inf, all-zero tensors, invalid booleans
+  safeshard diff old/ new/                     which tensors differ, and by how much
+  safeshard index model/ --write               write the index that is missing
+  safeshard meta model.safetensors set author=me
+  safeshard digest model/ --output SHA256SUMS  what to verify against later
+
+PATH is a file, an index (model.safetensors.index.json) or a folder with either of them.
+
+Exit codes: 0 fine, or equal; 1 findings, or different; 2 could not run.";
+
+/// Inspects, verifies, compares and repairs safetensors checkpoints: one file, or shards with an
+/// index.
+///
+/// Reads headers where headers are enough, never loads a model as a whole, and changes files so that
+/// readers find the old one or the new one, whole.
+#[derive(Debug, Parser)]
+#[command(
+    name = "safeshard",
+    bin_name = "safeshard",
+    version,
+    after_help = EXAMPLES,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    styles = STYLES,
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "For every command")]
+pub(crate) struct Common {
+    /// Print no progress, and nothing that only confirms
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+
+    /// Use so many threads for reading and writing [default: one a core, at most 8]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// How to read files: `mmap` only where nobody writes to them meanwhile
+    #[arg(long, global = true, value_enum, default_value = "pread")]
+    pub(crate) io: IoArg,
+}
+
+/// How files are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IoArg {
+    /// By position; a file that is cut off meanwhile is an error
+    #[default]
+    Pread,
+    /// Mapped; a file that is cut off meanwhile kills the process
+    Mmap,
+}
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,68 @@
+//! What holds for one run of a command.
+
+use std::num::NonZeroUsize;
+
+use safeshard_core::{Io, OpenOptions, Profile, ReadOptions};
+
+use crate::args::{Common, IoArg};
+use crate::interrupt::cancel_on_signal;
+use crate::progress::{Bar, Show};
+
+/// The flags that every command takes, as what they mean.
+#[derive(Debug)]
+pub(crate) struct Session {
+    common: Common,
+}
+
+impl Session {
+    pub(crate) fn new(common: Common) -> Self {
+        Self { common }
+    }
+
+    /// Whether nothing is to be said that only confirms.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.common.quiet
+    }
+
+    /// How many threads were asked for.
+    pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
+        self.common.threads
+    }
+
+    /// How checkpoints are opened.
+    pub(crate) fn open_options(&self, profile: Profile) -> OpenOptions {
+        OpenOptions {
+            io: self.io(),
+            profile,
+            ..OpenOptions::default()
+        }
+    }
+
+    /// A bar, unless nobody wants to see it.
+    pub(crate) fn bar(&self, label: &'static str, show: Show) -> Bar {
+        match self.common.quiet {
+            true => Bar::new(label, Show::Never),
+            false => Bar::new(label, show),
+        }
+    }
+
+    /// How bytes are read: with this bar, until a signal comes.
+    pub(crate) fn read_options(&self, bar: &Bar) -> ReadOptions {
+        ReadOptions {
+            threads: self.threads(),
+            progress: bar.callback(),
+            cancel: Some(cancel_on_signal()),
+        }
+    }
+
+    /// How files are read.
+    pub(crate) fn io(&self) -> Io {
+        match self.common.io {
+            IoArg::Pread => Io::pread(),
+            // SAFETY: nobody writes to the files: whoever passes `--io mmap` says so, as its help
+            // demands. Without it, nothing is mapped.
+            #[allow(unsafe_code)]
+            IoArg::Mmap => unsafe { Io::mmap() },
+        }
+    }
+}

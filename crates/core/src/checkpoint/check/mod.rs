@@ -1,0 +1,112 @@
+//! Verifying: everything that is wrong with a checkpoint, as findings and not as an error.
+
+mod content;
+
+use std::path::Path;
+
+use super::Checkpoint;
+use crate::{Code, Error, Finding, Kind, OpenOptions, ReadOptions, Result, Severity};
+
+/// How to verify a checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct VerifyOptions {
+    /// How it is opened, and by which rules.
+    pub open: OpenOptions,
+    /// How its bytes are read, where they are.
+    pub read: ReadOptions,
+    /// How deep to look.
+    pub level: VerifyLevel,
+}
+
+/// How deep to look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum VerifyLevel {
+    /// Headers, index, files: what opening checks, and what it warns of.
+    #[default]
+    Structure,
+    /// Every byte of every tensor as well: NaN, infinity, nothing but zeros, booleans that are
+    /// neither 0 nor 1.
+    Content,
+}
+
+/// What verifying found.
+#[derive(Debug, Default)]
+pub struct Verification {
+    /// Errors and warnings, those of the structure first, then by tensor.
+    pub findings: Vec<Finding>,
+}
+
+impl Verification {
+    /// Whether the checkpoint may be used: none of the findings is an error.
+    pub fn is_accepted(&self) -> bool {
+        let mut severities = self.findings.iter().map(|finding| finding.severity);
+        severities.all(|severity| severity != Severity::Error)
+    }
+}
+
+/// Says everything that is wrong with the checkpoint at a path, in findings with the codes of errors.
+/// What is no checkpoint at all is a finding too.
+///
+/// The structure takes one or two reads a file. The content is read once, on a few threads, and two
+/// blocks of 384 KiB a thread are in memory; it is looked at only where the structure is sound.
+///
+/// # Errors
+/// Only where there is nothing to be said: `io`, `not-found`, `not-a-regular-file` (what is at the
+/// path cannot be read), `file-changed` (it was written to meanwhile), `cancelled`.
+///
+/// ```
+/// use safeshard_core::{Code, VerifyOptions, verify};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.safetensors");
+/// std::fs::write(&path, "<!DOCTYPE html>").unwrap();
+/// let verification = verify(&path, &VerifyOptions::default())?;
+/// assert!(!verification.is_accepted());
+/// assert_eq!(verification.findings[0].problem.code(), Code::NotSafetensors);
+/// # Ok::<(), safeshard_core::Error>(())
+/// ```
+pub fn verify(path: impl AsRef<Path>, options: &VerifyOptions) -> Result<Verification> {
+    let (mut verification, checkpoint) = structure(path.as_ref(), &options.open)?;
+    if let Some(checkpoint) = checkpoint
+        && options.level == VerifyLevel::Content
+    {
+        let content = content::check(&checkpoint, &options.read)?;
+        verification.findings.extend(content);
+    }
+    Ok(verification)
+}
+
+/// What is to be said of the structure, and the checkpoint if there is one.
+pub(super) fn structure(
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<(Verification, Option<Checkpoint>)> {
+    match Checkpoint::open_with(path, options) {
+        Ok(mut checkpoint) => {
+            let findings = std::mem::take(&mut checkpoint.warnings);
+            Ok((Verification { findings }, Some(checkpoint)))
+        }
+        Err(error) => Ok((refused(error, path)?, None)),
+    }
+}
+
+/// The problems of a checkpoint that cannot be opened, unless it could not be read at all.
+fn refused(error: Error, path: &Path) -> Result<Verification> {
+    let unreadable = |problem: &Error| match problem.code() {
+        // A shard that is a folder, or a device, is the checkpoint's fault.
+        Code::NotRegularFile => problem.path() == Some(path),
+        code => code.kind() == Kind::Io,
+    };
+    let problems = match error.problems() {
+        [] => std::slice::from_ref(&error),
+        problems => problems,
+    };
+    if problems.iter().all(unreadable) {
+        return Err(error);
+    }
+    let findings = error.into_problems().into_iter().map(Finding::error);
+    Ok(Verification {
+        findings: findings.collect(),
+    })
+}
