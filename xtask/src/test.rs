@@ -5,49 +5,31 @@ use std::process::Command;
 
 use crate::{Result, Tree, setup, step};
 
-/// What libtorch is needed for: the adapter and the matrix, compiled together, because libtorch's bindings
-/// take minutes for each set of features; and what the facade's documentation says of tch.
-const WITH_LIBTORCH: [(&str, &[&str]); 2] = [
-    ("cargo test of tch and the matrix", &TCH_AND_MATRIX),
-    (
-        "documentation tests with tch",
-        &["--doc", "--package", "safeshard", "--features", "tch"],
-    ),
-];
+/// Everything at once, libtorch's adapter too: cargo compiles each dependency, and libtorch's bindings, once
+/// for each set of features, and one set is the least there is.
+const ALL: [&str; 1] = ["--workspace"];
 
-pub(crate) const TCH_AND_MATRIX: [&str; 4] = [
-    "--package",
-    "safeshard-tch",
-    "--package",
-    "safeshard-matrix",
-];
-
-/// Runs the default members' tests, which need no framework that cargo cannot build, and then those
-/// that need libtorch, with the one that the oracles brought along. With arguments, runs what they name.
+/// Runs every test, with the libtorch that the oracles brought along. With arguments, runs what they name.
 pub(crate) fn run(tree: &Tree, args: &[&str]) -> Result {
     let oracles = Oracles::make(tree)?;
-    if !args.is_empty() {
-        let needs_libtorch = |arg: &&str| {
-            ["tch", "matrix", "workspace"]
-                .iter()
-                .any(|name| arg.contains(name))
-        };
-        let mut tests = match args.iter().any(needs_libtorch) {
-            true => oracles.test_with_libtorch(tree, args)?,
-            false => oracles.test(tree, args),
-        };
-        return step("cargo test", &mut tests);
+    if args.is_empty() {
+        return step("cargo test", &mut oracles.test_with_libtorch(tree, &ALL)?);
     }
-    step("cargo test", &mut oracles.test(tree, &[]))?;
-    for (name, args) in WITH_LIBTORCH {
-        step(name, &mut oracles.test_with_libtorch(tree, args)?)?;
-    }
-    Ok(())
+    let needs_libtorch = |arg: &&str| {
+        ["tch", "matrix", "workspace"]
+            .iter()
+            .any(|name| arg.contains(name))
+    };
+    let mut tests = match args.iter().any(needs_libtorch) {
+        true => oracles.test_with_libtorch(tree, args)?,
+        false => oracles.test(tree, args),
+    };
+    step("cargo test", &mut tests)
 }
 
 /// Runs the matrix, and writes the table that it makes into README.md.
 pub(crate) fn matrix(tree: &Tree) -> Result {
-    let args = [&TCH_AND_MATRIX[..], &["--test", "matrix"]].concat();
+    let args = [&ALL[..], &["--test", "matrix"]].concat();
     let mut tests = Oracles::make(tree)?.test_with_libtorch(tree, &args)?;
     step("matrix", tests.env("SAFESHARD_WRITE_MATRIX", "1"))
 }
