@@ -31,7 +31,7 @@ fn private_bytes(file: &std::path::Path) -> (usize, usize) {
         match line {
             _ if is_range => inside = line.ends_with(name),
             _ if inside && line.starts_with("Size:") => size += kib() << 10,
-            _ if inside && line.starts_with("Private_Dirty:") => private += kib() << 10,
+            _ if inside && line.starts_with("Anonymous:") => private += kib() << 10,
             _ => {}
         }
     }
