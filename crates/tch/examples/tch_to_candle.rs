@@ -106,7 +106,12 @@ fn array_in_f64(array: &DynArray) -> Result<Vec<f64>> {
         DynArray::I32(array) => array.iter().map(|&x| x.into()).collect(),
         DynArray::I64(array) => array.iter().map(|&x| x as f64).collect(),
         DynArray::Bool(array) => array.iter().map(|&x| f64::from(u8::from(x))).collect(),
-        floats => floats.cast::<f64>()?.view::<f64, IxDyn>()?.iter().copied().collect(),
+        floats => floats
+            .cast::<f64>()?
+            .view::<f64, IxDyn>()?
+            .iter()
+            .copied()
+            .collect(),
     };
     Ok(numbers)
 }
