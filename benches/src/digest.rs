@@ -55,6 +55,24 @@ impl Digest {
         Self::of_lines(lines.collect())
     }
 
+    /// Of tensors as a save is given them.
+    #[cfg(feature = "tch")]
+    pub(crate) fn of_described(tensors: Vec<safeshard::SaveTensor<'_>>) -> Result<Self> {
+        let mut lines = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            let mut bytes = Vec::new();
+            tensor.data.write_to(&mut |part| {
+                bytes.extend_from_slice(part);
+                Ok(())
+            })?;
+            let shape = tensor.shape.iter().map(|&dim| dim as usize);
+            let shape: Vec<_> = shape.collect();
+            let dtype = tensor.dtype.to_string();
+            lines.push(Line::new(&tensor.name, &dtype, &shape, &bytes));
+        }
+        Ok(Self::of_lines(lines))
+    }
+
     /// Of a whole safetensors file in memory.
     pub(crate) fn of_file(file: &[u8]) -> Result<Self> {
         let parsed = safetensors::SafeTensors::deserialize(file)?;

@@ -55,7 +55,7 @@ impl Options {
             return Err("at least one sample".into());
         }
         if options.jobs.is_empty() {
-            options.jobs = jobs::ALL.iter().collect();
+            options.jobs = jobs::runnable().collect();
         }
         Ok(options)
     }

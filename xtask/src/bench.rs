@@ -22,8 +22,15 @@ pub(crate) fn run(tree: &Tree, args: &[&str]) -> Result {
     } else {
         None
     };
-    let mut bench = tree.cargo(&["run", "--release", "--package", "safeshard-bench", "--"]);
-    bench.args(args);
+    let mut bench = tree.cargo(&["run", "--release", "--package", "safeshard-bench"]);
+    // Only where a job is named that needs it: building libtorch's bindings takes minutes.
+    if let Some(python) = &python
+        && args.iter().any(|arg| arg.starts_with("tch-"))
+    {
+        bench.args(["--features", "tch"]);
+        setup::add_libtorch(&mut bench, python)?;
+    }
+    bench.arg("--").args(args);
     if let Some(python) = python {
         bench.arg("--python").arg(python);
     }

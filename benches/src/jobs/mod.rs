@@ -13,6 +13,7 @@ mod ndarray;
 mod one_of_100;
 mod save;
 mod slice;
+mod tch;
 mod techniques;
 mod var_builder;
 
@@ -38,9 +39,20 @@ pub(crate) static ALL: &[Job] = &[
     ndarray::LOAD,
     ndarray::LOAD_BF16,
     ndarray::SAVE,
+    tch::LOAD,
+    tch::MAP,
+    tch::MAP_TOUCHED,
+    tch::VAR_STORE,
+    tch::SAVE,
     techniques::WARM,
     techniques::COLD,
 ];
+
+/// Those that this program can run.
+pub(crate) fn runnable() -> impl Iterator<Item = &'static Job> {
+    ALL.iter()
+        .filter(|job| cfg!(feature = "tch") || !job.name.starts_with("tch-"))
+}
 
 pub(crate) fn find(name: &str) -> Result<&'static Job> {
     let found = ALL.iter().find(|job| job.name == name);

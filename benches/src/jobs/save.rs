@@ -150,7 +150,7 @@ fn ours_of_candle(path: &Path) -> Result<Prepared> {
     }))
 }
 
-fn options(durability: Durability) -> SaveOptions {
+pub(super) fn options(durability: Durability) -> SaveOptions {
     SaveOptions {
         max_shard_size: ShardSize::UNLIMITED,
         durability,

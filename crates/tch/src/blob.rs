@@ -304,7 +304,7 @@ impl Memory {
     }
 
     /// Where the bytes lie.
-    pub(crate) fn place(&self) -> Range<usize> {
+    pub(crate) fn range(&self) -> Range<usize> {
         let start = self.data.addr();
         start..start + self.len
     }

@@ -7,6 +7,7 @@
 //! - [`save()`] and [`save_with`] write a file, or shards with an index, from where the tensors lie in
 //!   memory; a reader finds the old checkpoint or the new one at every instant.
 //! - [`support`] says what libtorch can hold, which is more than tch has names for.
+//! - [`tch`](mod@tch) is the very version whose tensors these are.
 //!
 //! It needs libtorch as tch does: for PyTorch in the Python of the environment, set
 //! `LIBTORCH_USE_PYTORCH=1` to build and have `torch/lib` in `LD_LIBRARY_PATH` to run; for one elsewhere,
@@ -48,4 +49,5 @@ pub use safeshard_core::{
     SaveReport, Support, Unsupported,
 };
 pub use save::{save, save_with, tensor_to_save};
+pub use tch;
 pub use var_store::{Fit, Kinds, VarOptions, VarStoreExt};

@@ -261,3 +261,46 @@ fn fill(
         .map(|(tensor, planned)| tensor.map_err(|error| error.in_tensor(&planned.name)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use tch::Kind;
+
+    /// As on the way to a device that there may not be here.
+    #[test]
+    fn what_passes_through_a_small_block_is_what_one_read_gives() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let tensors = (0..10).map(|i| {
+            let tensor = Tensor::arange(i * 30, (Kind::Float, Device::Cpu)) + i;
+            (format!("t{i}"), tensor)
+        });
+        crate::save(tensors, &path).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let plan = checkpoint.plan(&LoadOptions::default(), support).unwrap();
+        let expected = read(
+            &checkpoint,
+            &plan.tensors,
+            Device::Cpu,
+            &ReadOptions::default(),
+        );
+        let expected = expected.unwrap();
+        for host_bytes in [0, 2000, 1 << 20] {
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let progress = Arc::clone(&seen);
+            let options = ReadOptions {
+                progress: Some(Arc::new(move |at| progress.lock().unwrap().push(at))),
+                ..ReadOptions::default()
+            };
+            let plan = &plan.tensors;
+            let tensors = read_by_way_of_host(&checkpoint, plan, Device::Cpu, &options, host_bytes);
+            assert_eq!(tensors.unwrap(), expected, "{host_bytes}");
+            let seen = seen.lock().unwrap();
+            assert!(seen.is_sorted_by_key(|progress| progress.done));
+            let last = seen.last().unwrap();
+            assert_eq!((last.done, last.total), (5400, 5400));
+        }
+    }
+}

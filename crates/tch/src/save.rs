@@ -155,7 +155,7 @@ impl TensorData for Memory {
 
     fn place(&self) -> Option<Range<usize>> {
         // What has no bytes shares none, whatever its address.
-        Some(Memory::place(self)).filter(|place| !place.is_empty())
+        Some(self.range()).filter(|place| !place.is_empty())
     }
 
     fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {

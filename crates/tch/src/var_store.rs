@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::slice;
 
 use safeshard_core::{
     Checkpoint, Code, Dtype, Error, LoadOptions, LoadReport, Mismatch, Planned, Result,
@@ -182,7 +183,11 @@ fn new_tensors(
     let mut taken = HashSet::new();
     for (planned, tensor) in plan.iter().zip(&mut tensors) {
         if !taken.insert(&planned.stored) {
-            *tensor = tensor.copy();
+            let own = slice::from_ref(planned);
+            let own = load::read(checkpoint, own, device, &options.read)?;
+            if let Some(own) = own.into_iter().next() {
+                *tensor = own;
+            }
         }
     }
     Ok(tensors)

@@ -1,5 +1,7 @@
 //! What Python's writers left, bit for bit, and what torch says is in it.
 
+use std::path::PathBuf;
+
 use safeshard_tch::{LoadOptions, Unsupported, load_with, map_with};
 
 use crate::support::{CPU, bytes, expectations, python};
@@ -58,7 +60,7 @@ fn every_fixture_is_loaded_and_mapped_as_its_writer_says() {
     }
     assert!(sums.len() > 100);
     for (files, sums) in files.chunks(500).zip(sums.chunks(500)) {
-        let files: Vec<_> = files.iter().map(|file| file.as_path()).collect();
+        let files: Vec<_> = files.iter().map(PathBuf::as_path).collect();
         assert!(python(DIGESTS, &files).lines().eq(sums));
     }
 }

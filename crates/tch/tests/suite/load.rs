@@ -121,7 +121,7 @@ fn slices_are_what_narrowing_gives() {
         assert_eq!(part.size(), expected.size());
         assert_eq!(floats(&part), floats(&expected.contiguous()));
     }
-    let error = slice(&path, "w", &[0..7], CPU).unwrap_err();
+    let error = slice(&path, "w", &[0..7, 0..1], CPU).unwrap_err();
     assert_eq!(error.code(), Code::SliceRange);
     let error = tensor(&path, "v", CPU).unwrap_err();
     assert_eq!(error.code(), Code::TensorMissing);
