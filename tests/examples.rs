@@ -61,7 +61,7 @@ fn quickstart_computes_what_transformers_computed() {
 
 #[test]
 fn quickstart_reshards() {
-    let line = "re-sharded into 6 files: through ndarray, all 39 tensors are the same";
+    let line = "re-sharded into 7 files: through ndarray, all 39 tensors are the same";
     let stdout = printed(&quickstart(None));
     assert!(stdout.lines().any(|printed| printed == line), "{stdout}");
 }
