@@ -37,7 +37,10 @@ pub(crate) fn lint(tree: &Tree) -> Result {
         doc.args(args).env("RUSTDOCFLAGS", "-D warnings");
         doc
     };
-    step("cargo doc", &mut doc(&["--features", "candle,ndarray"]))?;
+    step(
+        "cargo doc",
+        &mut doc(&["--features", "candle,ndarray,digest"]),
+    )?;
     let mut doc_of_tch = doc(&["--package", "safeshard-tch"]);
     setup::add_libtorch(&mut doc_of_tch, &python)?;
     step("cargo doc of tch", &mut doc_of_tch)?;

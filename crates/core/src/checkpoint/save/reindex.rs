@@ -230,7 +230,7 @@ impl Old {
             Err(error) => return Err(error),
         };
         // Of one that cannot be understood, nothing stays.
-        let index = Index::read(&file, &options.limits).ok();
+        let index = Index::read(&file, &options.limits, None).ok();
         let bytes = match file.len() <= options.limits.index_bytes {
             true => read_vec(&file, 0, file.len())?,
             false => Vec::new(),
