@@ -4,11 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use rstest::rstest;
+use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use tempfile::TempDir;
 
 fn quickstart(folder: Option<&Path>) -> Output {
+    run("quickstart", folder)
+}
+
+fn run<'p>(example: &str, args: impl IntoIterator<Item = &'p Path>) -> Output {
     // `cargo test` builds the examples beside the tests. Asking cargo to run one would build all
     // dependencies again, with the features that the example alone needs.
     let tests = std::env::current_exe().unwrap();
@@ -16,20 +20,27 @@ fn quickstart(folder: Option<&Path>) -> Output {
         .ancestors()
         .nth(2)
         .unwrap()
-        .join("examples/quickstart");
+        .join("examples")
+        .join(example);
     assert!(
         program.exists(),
         "{} is not built: run `cargo test` without naming a target, or `cargo test --examples` first",
         program.display()
     );
-    Command::new(program).args(folder).output().unwrap()
+    Command::new(program).args(args).output().unwrap()
+}
+
+/// What a program that ended well printed.
+fn printed(output: &Output) -> String {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    stdout.into_owned()
 }
 
 /// The largest difference from transformers that the program printed.
 fn largest_difference(output: &Output) -> f32 {
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let stdout = printed(output);
     let line = stdout
         .lines()
         .find_map(|line| line.strip_prefix("largest difference: "));
@@ -48,6 +59,73 @@ fn quickstart_computes_what_transformers_computed() {
     assert!(largest_difference(&quickstart(None)) <= 1e-5);
 }
 
+#[test]
+fn quickstart_reshards() {
+    let line = "re-sharded into 6 files: through ndarray, all 39 tensors are the same";
+    let stdout = printed(&quickstart(None));
+    assert!(stdout.lines().any(|printed| printed == line), "{stdout}");
+}
+
+/// The statistics are those that candle computes of the tensors it loads.
+#[test]
+fn ndarray_views_prints_what_is_in_the_tensors() {
+    let folder = fixtures().join("all-minilm-l6-v2");
+    let stdout = printed(&run("ndarray_views", [&*folder]));
+    let tensors = safeshard::candle::load(&folder, &Device::Cpu).unwrap();
+    let mut compared = 0;
+    for line in stdout.lines().skip(1) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let tensor = &tensors[words[5]];
+        if words[0] != "F32" {
+            continue;
+        }
+        let number = |tensor: candle_core::Result<Tensor>| {
+            let number = tensor.unwrap().to_dtype(DType::F64).unwrap();
+            number.to_scalar::<f64>().unwrap()
+        };
+        let flat = tensor.flatten_all().unwrap();
+        let expected = [
+            number(flat.min(0)),
+            number(flat.to_dtype(DType::F64).unwrap().mean(0)),
+            number(flat.max(0)),
+        ];
+        for (expected, printed) in expected.iter().zip(&words[1..]) {
+            let printed: f64 = printed.parse().unwrap();
+            assert!((printed - expected).abs() < 2e-5, "{line}: {expected}");
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, tensors.len());
+}
+
+#[test]
+fn round_trip_changes_no_byte() {
+    for name in [
+        "all-minilm-l6-v2",
+        "interop/gpt2-tied-sharded",
+        "interop/hub-tied-sharded",
+    ] {
+        round_trip_changes_no_byte_of(name);
+    }
+}
+
+fn round_trip_changes_no_byte_of(name: &str) {
+    let folder = fixtures().join(name);
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("out");
+    let stdout = printed(&run("round_trip", [&*folder, &*out]));
+    let files = fs::read_dir(&out).unwrap();
+    let mut count = 0;
+    for file in files {
+        let name = file.unwrap().file_name();
+        let same = fs::read(out.join(&name)).unwrap() == fs::read(folder.join(&name)).unwrap();
+        assert!(same, "{}", name.display());
+        count += 1;
+    }
+    assert!(count >= 4, "shards and an index");
+    assert_eq!(stdout.lines().count(), count);
+}
+
 /// sentence-transformers/all-MiniLM-L6-v2, sharded by transformers; ten sentences.
 #[test]
 fn quickstart_embeds_with_a_real_model_as_transformers_does() {
@@ -56,13 +134,13 @@ fn quickstart_embeds_with_a_real_model_as_transformers_does() {
 }
 
 /// Random models with the names, heads, tokenizers and padding of their kinds.
-#[rstest]
-#[case("bert-masked-lm")]
-#[case("roberta")]
-#[case("xlm-roberta-masked-lm")]
-fn quickstart_embeds_with_the_bert_family_as_transformers_does(#[case] model: &str) {
-    let folder = fixtures().join("bert-family").join(model);
-    assert!(largest_difference(&quickstart(Some(&folder))) <= 1e-5);
+#[test]
+fn quickstart_embeds_with_the_bert_family_as_transformers_does() {
+    for model in ["bert-masked-lm", "roberta", "xlm-roberta-masked-lm"] {
+        let folder = fixtures().join("bert-family").join(model);
+        let difference = largest_difference(&quickstart(Some(&folder)));
+        assert!(difference <= 1e-5, "{model}: {difference}");
+    }
 }
 
 /// Its gelu is another in candle than in transformers: 3e-5 in this model's embeddings.
@@ -73,18 +151,23 @@ fn quickstart_refuses_distilbert() {
     assert_refused(&output, reason);
 }
 
-#[rstest]
-#[case("model_type", "gpt2".into(), "wanted bert, roberta or xlm-roberta, found gpt2")]
-#[case("model_type", Value::Null, "found no model_type")]
-#[case("position_embedding_type", "relative_key".into(), "absolute positions")]
-#[case("is_decoder", true.into(), "only encoders")]
-fn quickstart_refuses_what_candle_would_compute_otherwise(
-    #[case] key: &str,
-    #[case] value: Value,
-    #[case] reason: &str,
-) {
-    let folder = edited_copy("config.json", |config| config[key] = value);
-    assert_refused(&quickstart(Some(folder.path())), reason);
+#[test]
+fn quickstart_refuses_what_candle_would_compute_otherwise() {
+    const KINDS: &str = "wanted bert, roberta or xlm-roberta, found gpt2";
+    let cases = [
+        ("model_type", "gpt2".into(), KINDS),
+        ("model_type", Value::Null, "found no model_type"),
+        (
+            "position_embedding_type",
+            "relative_key".into(),
+            "absolute positions",
+        ),
+        ("is_decoder", true.into(), "only encoders"),
+    ];
+    for (key, value, reason) in cases {
+        let folder = edited_copy("config.json", |config| config[key] = value);
+        assert_refused(&quickstart(Some(folder.path())), reason);
+    }
 }
 
 #[test]

@@ -26,6 +26,12 @@ pub(crate) enum Dataset {
     HundredShards,
     /// Four tensors of three dimensions, as a layer's experts are kept: 0.6 GB in BF16.
     Experts,
+    /// 16 matrices in F32: 1 GiB.
+    Matrices,
+    /// 16 matrices in F32: 16 MiB.
+    SmallMatrices,
+    /// 16 matrices in BF16: 1 GiB.
+    Bf16Matrices,
     /// Small tensors: what counts is the header, of 1.3 MB.
     Header10k,
     /// The same with a header of 26 MB.
@@ -41,6 +47,9 @@ impl Dataset {
             Self::Bert => "bert.safetensors",
             Self::HundredShards => "hundred-shards",
             Self::Experts => "experts.safetensors",
+            Self::Matrices => "matrices.safetensors",
+            Self::SmallMatrices => "small-matrices.safetensors",
+            Self::Bf16Matrices => "bf16-matrices.safetensors",
             Self::Header10k => "header-10k.safetensors",
             Self::Header200k => "header-200k.safetensors",
         };
@@ -63,6 +72,9 @@ impl Dataset {
             Self::Bert => write_file(&partial, bert_tensors())?,
             Self::HundredShards => write_shards(&partial, small_tensors(2000, &[512, 512]), 100)?,
             Self::Experts => write_file(&partial, expert_tensors())?,
+            Self::Matrices => write_file(&partial, matrices(Dtype::F32, 4096, 4096))?,
+            Self::SmallMatrices => write_file(&partial, matrices(Dtype::F32, 512, 512))?,
+            Self::Bf16Matrices => write_file(&partial, matrices(Dtype::BF16, 8192, 4096))?,
             Self::Header10k => write_file(&partial, small_tensors(10_000, &[2, 4]))?,
             Self::Header200k => write_file(&partial, small_tensors(200_000, &[2, 4]))?,
         }
@@ -183,6 +195,12 @@ fn bert_tensors() -> Tensors {
 fn expert_tensors() -> Tensors {
     let name = |layer| format!("model.layers.{layer}.mlp.experts.gate_proj.weight");
     let tensors = (0..4).map(|layer| made(&name(layer), Dtype::BF16, &[32, 1536, 1536]));
+    tensors.collect()
+}
+
+fn matrices(dtype: Dtype, rows: usize, columns: usize) -> Tensors {
+    let name = |layer| format!("layers.{layer}.weight");
+    let tensors = (0..16).map(|layer| made(&name(layer), dtype, &[rows, columns]));
     tensors.collect()
 }
 

@@ -45,6 +45,16 @@ impl Digest {
         Ok(Self::of_lines(lines.collect()))
     }
 
+    /// Of arrays of `F32`: name, shape, elements.
+    pub(crate) fn of_arrays<'t>(
+        arrays: impl IntoIterator<Item = (&'t str, &'t [usize], &'t [f32])>,
+    ) -> Self {
+        let lines = arrays.into_iter().map(|(name, shape, elements)| {
+            Line::new(name, "F32", shape, bytemuck::cast_slice(elements))
+        });
+        Self::of_lines(lines.collect())
+    }
+
     /// Of a whole safetensors file in memory.
     pub(crate) fn of_file(file: &[u8]) -> Result<Self> {
         let parsed = safetensors::SafeTensors::deserialize(file)?;

@@ -8,14 +8,16 @@
 //! It takes BERT, RoBERTa and XLM-RoBERTa, with or without a head.
 //!
 //! Where the folder has an `expected.json` with what transformers computed, the program fails if
-//! the two differ by more than 1e-5.
+//! the two differ by more than 1e-5. In the end it saves the checkpoint in smaller shards, and compares
+//! every tensor of both with ndarray.
 
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safeshard::Checkpoint;
+use safeshard::ndarray::CheckpointExt;
+use safeshard::{Checkpoint, SaveOptions, ShardSize, Sharding};
 use serde::Deserialize;
 use tokenizers::{PaddingParams, Tokenizer};
 
@@ -32,7 +34,8 @@ fn main() -> Result<()> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/tiny-bert");
     let folder = std::env::args_os().nth(1).map_or(shipped, PathBuf::from);
 
-    describe(&Checkpoint::open(&folder)?);
+    let checkpoint = Checkpoint::open(&folder)?;
+    describe(&checkpoint);
 
     let expected = Expected::read(&folder)?;
     let sentences = expected
@@ -42,14 +45,14 @@ fn main() -> Result<()> {
     let input = Input::tokenize(&folder, encoder.pad_token_id, &sentences)?;
     let embeddings = embed(&encoder, &input)?;
     match expected {
-        Some(expected) => compare(&sentences, &input, &embeddings, &expected),
+        Some(expected) => compare(&sentences, &input, &embeddings, &expected)?,
         None => {
             for (sentence, embedding) in sentences.iter().zip(&embeddings) {
                 println!("{} {sentence}", preview(embedding));
             }
-            Ok(())
         }
     }
+    reshard(&checkpoint)
 }
 
 /// What is in the checkpoint: nothing but headers has been read for this.
@@ -174,6 +177,31 @@ fn compare(
         return Ok(());
     }
     Err(format!("the embeddings differ from transformers' by more than {TOLERANCE:e}").into())
+}
+
+/// Saves a checkpoint in shards half as large, and looks at both through ndarray.
+fn reshard(checkpoint: &Checkpoint) -> Result<()> {
+    let shards = 2 * checkpoint.files().len() as u64;
+    let options = SaveOptions {
+        max_shard_size: ShardSize::new(checkpoint.totals().bytes.div_ceil(shards).max(1))?,
+        sharding: Sharding::Greedy,
+        ..SaveOptions::like(checkpoint)
+    };
+    let folder = tempfile::tempdir()?;
+    let report = safeshard::save(checkpoint.save_tensors(), folder.path(), &options)?;
+
+    let resharded = Checkpoint::open(folder.path())?;
+    for tensor in checkpoint.tensors() {
+        if checkpoint.dyn_array(tensor.name)? != resharded.dyn_array(tensor.name)? {
+            return Err(format!("{} is not the same after re-sharding", tensor.name).into());
+        }
+    }
+    println!(
+        "\nre-sharded into {} files: through ndarray, all {} tensors are the same",
+        report.files.len(),
+        resharded.totals().tensors,
+    );
+    Ok(())
 }
 
 fn preview(embedding: &[f32]) -> String {

@@ -16,34 +16,19 @@ pub(crate) fn run(tree: &Tree) -> Result {
 /// What can be said of the sources without running them.
 pub(crate) fn lint(tree: &Tree) -> Result {
     step("cargo fmt", &mut tree.cargo(&["fmt", "--all", "--check"]))?;
-    let clippy = |packages: &[&str]| {
-        let mut clippy = tree.cargo(&["clippy"]);
-        clippy
-            .args(packages)
-            .args(["--all-targets", "--", "-D", "warnings"]);
-        clippy
-    };
-    // By itself, so that what cargo compiled for its tests, libtorch's bindings, serves here too.
-    step(
-        "cargo clippy",
-        &mut clippy(&["--workspace", "--exclude", "safeshard-tch"]),
-    )?;
+    // As the tests do, so that what was compiled for them, libtorch's bindings above all, serves here.
     let python = setup::python(tree)?;
-    let mut clippy_of_tch = clippy(&["--package", "safeshard-tch"]);
-    setup::add_libtorch(&mut clippy_of_tch, &python)?;
-    step("cargo clippy of tch", &mut clippy_of_tch)?;
-    let doc = |args: &[&str]| {
-        let mut doc = tree.cargo(&["doc", "--no-deps"]);
-        doc.args(args).env("RUSTDOCFLAGS", "-D warnings");
-        doc
-    };
-    step(
-        "cargo doc",
-        &mut doc(&["--features", "candle,ndarray,digest"]),
-    )?;
-    let mut doc_of_tch = doc(&["--package", "safeshard-tch"]);
-    setup::add_libtorch(&mut doc_of_tch, &python)?;
-    step("cargo doc of tch", &mut doc_of_tch)?;
+    let mut clippy = tree.cargo(&["clippy", "--workspace", "--all-targets"]);
+    clippy.args(["--", "-D", "warnings"]);
+    setup::add_libtorch(&mut clippy, &python)?;
+    step("cargo clippy", &mut clippy)?;
+    let mut doc = tree.cargo(&["doc", "--no-deps", "--workspace"]);
+    for program in ["safeshard-bench", "safeshard-matrix", "xtask"] {
+        doc.args(["--exclude", program]);
+    }
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    setup::add_libtorch(&mut doc, &python)?;
+    step("cargo doc", &mut doc)?;
     if setup::runs(&mut tree.cargo(&["deny", "--version"])) {
         step("cargo deny", &mut tree.cargo(&["deny", "check"]))
     } else {

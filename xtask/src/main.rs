@@ -14,7 +14,8 @@ usage: cargo xtask COMMAND
 
   setup             make .venv/ with the pinned Python oracles
   fixtures          let the oracles write target/fixtures/
-  test [--] [ARGS]  setup, fixtures, then cargo test ARGS
+  test [--] [ARGS]  setup, fixtures, then cargo test ARGS; without ARGS, all of it
+  matrix            runs the matrix of frameworks and writes its table into README.md
   lint              formatting, clippy, documentation, licences
   bench [ARGS]      compare with the other loaders; --help lists the jobs
   ci                test, lint, instruction counts, and the quick start";
@@ -38,6 +39,7 @@ fn run(args: &[String]) -> Result {
         ["setup"] => setup::python(&tree).map(drop),
         ["fixtures"] => setup::fixtures(&tree).map(drop),
         ["test", "--", rest @ ..] | ["test", rest @ ..] => test::run(&tree, rest),
+        ["matrix"] => test::matrix(&tree),
         ["bench", rest @ ..] => bench::run(&tree, rest),
         ["lint"] => ci::lint(&tree),
         ["ci"] => ci::run(&tree),

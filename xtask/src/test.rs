@@ -1,51 +1,77 @@
 //! `cargo test` with the oracles at hand.
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use crate::{Result, Tree, setup, step};
 
-/// Runs the default members' tests, which need no framework that cargo cannot build, and then those
-/// of the adapter for tch, with the libtorch that the oracles brought along. With arguments, runs what they
-/// name.
+/// Everything at once, libtorch's adapter too: cargo compiles each dependency, and libtorch's bindings, once
+/// for each set of features, and one set is the least there is.
+const ALL: [&str; 1] = ["--workspace"];
+
+/// Runs every test, with the libtorch that the oracles brought along. With arguments, runs what they name.
 pub(crate) fn run(tree: &Tree, args: &[&str]) -> Result {
-    let (python, fixtures) = setup::fixtures(tree)?;
-    let can_trace = setup::can_trace();
-    if !can_trace {
-        eprintln!("xtask: WARNING: strace cannot trace here: tests of injected faults are SKIPPED");
+    let oracles = Oracles::make(tree)?;
+    if args.is_empty() {
+        return step("cargo test", &mut oracles.test_with_libtorch(tree, &ALL)?);
     }
-    let tests = |args: &[&str]| {
+    let needs_libtorch = |arg: &&str| {
+        ["tch", "matrix", "workspace"]
+            .iter()
+            .any(|name| arg.contains(name))
+    };
+    let mut tests = match args.iter().any(needs_libtorch) {
+        true => oracles.test_with_libtorch(tree, args)?,
+        false => oracles.test(tree, args),
+    };
+    step("cargo test", &mut tests)
+}
+
+/// Runs the matrix, and writes the table that it makes into README.md.
+pub(crate) fn matrix(tree: &Tree) -> Result {
+    let args = [&ALL[..], &["--test", "matrix"]].concat();
+    let mut tests = Oracles::make(tree)?.test_with_libtorch(tree, &args)?;
+    step("matrix", tests.env("SAFESHARD_WRITE_MATRIX", "1"))
+}
+
+/// What the tests ask and compare with.
+struct Oracles {
+    python: PathBuf,
+    fixtures: PathBuf,
+    can_trace: bool,
+}
+
+impl Oracles {
+    fn make(tree: &Tree) -> Result<Self> {
+        let (python, fixtures) = setup::fixtures(tree)?;
+        let can_trace = setup::can_trace();
+        if !can_trace {
+            eprintln!(
+                "xtask: WARNING: strace cannot trace here: tests of injected faults are SKIPPED"
+            );
+        }
+        Ok(Self {
+            python,
+            fixtures,
+            can_trace,
+        })
+    }
+
+    fn test(&self, tree: &Tree, args: &[&str]) -> Command {
         let mut tests = tree.cargo(&["test"]);
         tests
             .args(args)
-            .env("SAFESHARD_PYTHON", &python)
-            .env("SAFESHARD_FIXTURES", &fixtures);
-        if !can_trace {
+            .env("SAFESHARD_PYTHON", &self.python)
+            .env("SAFESHARD_FIXTURES", &self.fixtures);
+        if !self.can_trace {
             tests.env("SAFESHARD_SKIP_STRACE", "1");
         }
         tests
-    };
-    if !args.is_empty() {
-        let mut tests = tests(args);
-        if args
-            .iter()
-            .any(|arg| arg.contains("tch") || *arg == "--workspace")
-        {
-            setup::add_libtorch(&mut tests, &python)?;
-        }
-        return step("cargo test", &mut tests);
     }
-    step("cargo test", &mut tests(&[]))?;
-    for (name, args) in TCH {
-        let mut tests = tests(args);
-        setup::add_libtorch(&mut tests, &python)?;
-        step(name, &mut tests)?;
-    }
-    Ok(())
-}
 
-/// The adapter by itself, and what the facade's documentation says of it.
-const TCH: [(&str, &[&str]); 2] = [
-    ("cargo test of tch", &["--package", "safeshard-tch"]),
-    (
-        "documentation tests with tch",
-        &["--doc", "--package", "safeshard", "--features", "tch"],
-    ),
-];
+    fn test_with_libtorch(&self, tree: &Tree, args: &[&str]) -> Result<Command> {
+        let mut tests = self.test(tree, args);
+        setup::add_libtorch(&mut tests, &self.python)?;
+        Ok(tests)
+    }
+}

@@ -9,6 +9,7 @@ mod common;
 mod header;
 mod load_into;
 mod load_warm;
+mod ndarray;
 mod one_of_100;
 mod save;
 mod slice;
@@ -32,6 +33,11 @@ pub(crate) static ALL: &[Job] = &[
     save::ONE_FILE,
     save::SHARDS,
     save::DURABLE,
+    ndarray::VIEWS,
+    ndarray::SMALL_VIEWS,
+    ndarray::LOAD,
+    ndarray::LOAD_BF16,
+    ndarray::SAVE,
     techniques::WARM,
     techniques::COLD,
 ];

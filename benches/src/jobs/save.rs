@@ -211,7 +211,7 @@ impl View for &Raw {
 }
 
 /// Where to save: an empty folder on the data's disk, which has nothing left to write.
-fn fresh_folder(path: &Path) -> Result<PathBuf> {
+pub(super) fn fresh_folder(path: &Path) -> Result<PathBuf> {
     let folder = owned(path).with_file_name("saved");
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
@@ -222,7 +222,7 @@ fn fresh_folder(path: &Path) -> Result<PathBuf> {
 }
 
 /// What lies in the folder now; `owner` is what was saved.
-fn saved<T: 'static>(folder: PathBuf, owner: T) -> Product {
+pub(super) fn saved<T: 'static>(folder: PathBuf, owner: T) -> Product {
     Box::new(move || {
         drop(owner);
         Digest::of_files(&files(&folder)?)

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use rstest::rstest;
 use safeshard_core::{
-    Checkpoint, Code, Dialect, Durability, OpenOptions, Result, SaveOptions, SaveTensor, Sharding,
-    TensorData, save, write_to,
+    Checkpoint, Code, DataAlignment, Dialect, Durability, OpenOptions, Result, SaveOptions,
+    SaveTensor, Sharding, TensorData, save, write_to,
 };
 use support::tensors::{MIB, cached, contents, noise, shards_of, vector, vectors};
 use support::{Folder, refused};
@@ -165,6 +165,31 @@ fn a_file_that_changes_while_it_is_saved_again_is_an_error() {
             .unwrap(),
         [1, 2]
     );
+}
+
+/// What begins at a wider multiple only by chance is not like that: the names are as long as it takes.
+#[rstest]
+fn where_data_begin_is_kept(
+    #[values(DataAlignment::Word, DataAlignment::CacheLine, DataAlignment::Page)]
+    alignment: DataAlignment,
+) {
+    for len in 1..=64 {
+        let folder = Folder::new();
+        let (short, long) = ("a".to_owned(), "b".repeat(len));
+        let tensors = vec![vector(&short, &[1, 2]), vector(&long, &[3, 4, 5])];
+        let options = SaveOptions {
+            alignment,
+            ..shards_of(1)
+        };
+        save(tensors, folder.join("one"), &options).unwrap();
+        let one = Checkpoint::open(folder.join("one")).unwrap();
+        let like = SaveOptions::like(&one);
+        save(one.save_tensors(), folder.join("two"), &like).unwrap();
+        assert!(contents(&folder.join("two")) == contents(&folder.join("one")));
+        if alignment == DataAlignment::Word {
+            assert_eq!(like.alignment, alignment, "{len}");
+        }
+    }
 }
 
 #[test]

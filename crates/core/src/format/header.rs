@@ -164,6 +164,8 @@ impl Prefix {
 /// ```
 pub struct Header {
     pub(super) header_len: u64,
+    /// Bytes behind the JSON.
+    pub(super) padding: u64,
     pub(super) data_len: u64,
     /// Names, unknown dtypes, metadata keys and values, one behind the other.
     pub(super) text: String,
@@ -256,6 +258,11 @@ impl Header {
     /// Length of the JSON in bytes, padding included.
     pub fn header_len(&self) -> u64 {
         self.header_len
+    }
+
+    /// How many bytes of it are behind the JSON.
+    pub(crate) fn padding(&self) -> u64 {
+        self.padding
     }
 
     /// The byte of the file at which the data section begins.

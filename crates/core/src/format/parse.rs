@@ -24,6 +24,7 @@ pub(super) struct Parser<'a> {
     options: &'a HeaderOptions,
     json: Cursor<'a>,
     header_len: usize,
+    padding: u64,
     text: String,
     fields: FieldReader<'a>,
     entries: Vec<Entry>,
@@ -51,6 +52,7 @@ impl<'a> Parser<'a> {
             options,
             json: cursor,
             header_len: json.len(),
+            padding: 0,
             text: String::with_capacity(counts.text),
             fields: FieldReader::new(options, dims, max_dims),
             entries: Vec::with_capacity(entries),
@@ -77,6 +79,7 @@ impl<'a> Parser<'a> {
         }
         Ok(Header {
             header_len,
+            padding: self.padding,
             data_len,
             text: self.text,
             dims: self.fields.dims,
@@ -104,6 +107,7 @@ impl<'a> Parser<'a> {
             }
         }
         let padding = self.json.rest();
+        self.padding = padding.len() as u64;
         if strict && !padding.bytes().all(|byte| byte == b' ') {
             return Err(Error::new(Code::HeaderPadding).at_offset(self.json.offset()));
         }

@@ -23,6 +23,20 @@ pub enum DataAlignment {
 }
 
 impl DataAlignment {
+    /// The widest one that all of these have, and not by chance: some needed more bytes of padding than
+    /// the next narrower one takes.
+    pub(crate) fn of<'h>(headers: impl Iterator<Item = &'h Header> + Clone) -> Self {
+        let shows = |&(wide, narrow): &(Self, Self)| {
+            let (wide, narrow) = (wide.bytes() as u64, narrow.bytes() as u64);
+            let mut aligned = headers.clone();
+            aligned.all(|header| header.data_start().is_multiple_of(wide))
+                && headers.clone().any(|header| header.padding() >= narrow)
+        };
+        let wider = [(Self::Page, Self::CacheLine), (Self::CacheLine, Self::Word)];
+        let found = wider.into_iter().find(shows);
+        found.map_or(Self::default(), |(wide, _)| wide)
+    }
+
     fn bytes(self) -> usize {
         match self {
             Self::Word => 8,

@@ -18,7 +18,7 @@ mod recover;
 mod reindex;
 mod shard_size;
 mod shards;
-mod stored;
+pub(super) mod stored;
 #[cfg(test)]
 mod testing;
 mod ties;
@@ -35,12 +35,12 @@ use destination::Destination;
 use prepare::{NewFile, Prepared};
 use shards::Names;
 use workers::Meter;
-use write::write_file;
+use write::{Output, is_in_file, write_file};
 
 use crate::format::write::NewTensor;
 use crate::io::lock::{FolderLock, sweep};
 use crate::io::publish::{Mode, Publish, Stage, sync_folder};
-use crate::io::sink::Sink;
+use crate::io::sink::{Origin, Sink};
 use crate::{Code, Dtype, Error, Result, TensorData};
 
 pub use metadata::{MetadataChange, MetadataWrite, change_metadata};
@@ -142,7 +142,8 @@ pub struct SavedFile {
 ///   [`Checkpoint::save_tensors`](crate::Checkpoint::save_tensors).
 ///
 /// Memory: the headers, and for each writing thread 64 KiB, or 16 MiB where files of 16 MiB and more
-/// are to be durable. A tensor that lies in memory as a file holds it is not copied.
+/// are to be durable. A tensor that lies in memory as a file holds it is not copied; one that lies in a
+/// file is copied by the system.
 ///
 /// # Errors
 /// What was there before stays, except where the last thing fails, to bring the new names to the
@@ -176,11 +177,32 @@ pub fn save(
     path: impl AsRef<Path>,
     options: &SaveOptions,
 ) -> Result<SaveReport> {
-    let path = path.as_ref();
-    match path.extension() {
-        Some(end) if end == "safetensors" => save_file(&tensors, path, options),
-        _ => save_folder(&tensors, path, options),
+    save_after(tensors, path.as_ref(), options, |_| Ok(()))
+}
+
+/// Saves, and when everything is written, and nothing is to be seen of it yet, calls `prepare` with the
+/// folder. What it does must be taken back by the caller if the save fails.
+pub(super) fn save_after(
+    tensors: Vec<SaveTensor<'_>>,
+    path: &Path,
+    options: &SaveOptions,
+    prepare: impl FnOnce(&Path) -> Result<()>,
+) -> Result<SaveReport> {
+    match is_file(path) {
+        true => save_file(&tensors, path, options, prepare),
+        false => save_folder(&tensors, path, options, prepare),
     }
+}
+
+/// Whether a save gets the path of a file, and not of a folder.
+pub(super) fn is_file(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "safetensors")
+}
+
+/// Whether these tensors would be one file in a folder.
+pub(super) fn is_single(tensors: &[SaveTensor<'_>], options: &SaveOptions) -> Result<bool> {
+    let shards = Prepared::new(tensors, options)?.shards()?;
+    Ok(shards.len() == 1)
 }
 
 /// Writes tensors as one file to anything that takes bytes: the very bytes that [`save`] gives to a
@@ -212,12 +234,18 @@ pub fn write_to(
     let meter = Meter::new(options, prepared.total_size);
     let failed = |error| Error::io(Code::Io, error);
     let mut sink = |bytes: &[u8]| writer.write_all(bytes).map_err(failed);
-    write_file(&mut sink, &file.header, prepared.in_order(&file), &meter)?;
+    let output = Output::Writer(&mut sink);
+    write_file(output, &file.header, prepared.in_order(&file), &meter)?;
     writer.flush().map_err(failed)
 }
 
 /// Replaces one file and looks at nothing else in its folder.
-fn save_file(tensors: &[SaveTensor<'_>], path: &Path, options: &SaveOptions) -> Result<SaveReport> {
+fn save_file(
+    tensors: &[SaveTensor<'_>],
+    path: &Path,
+    options: &SaveOptions,
+    prepare: impl FnOnce(&Path) -> Result<()>,
+) -> Result<SaveReport> {
     let prepared = Prepared::new(tensors, options)?;
     let file = prepared.one_file()?;
     let folder = match path.parent() {
@@ -237,6 +265,7 @@ fn save_file(tensors: &[SaveTensor<'_>], path: &Path, options: &SaveOptions) -> 
     let lock = FolderLock::acquire(folder, options.cancel.as_ref())?;
     recover::recover(folder, name, &lock)?;
     meter.go_on()?;
+    prepare(folder)?;
     stage.publish(Publish::Replace)?;
     sweep(folder, &lock);
     if options.durability == Durability::Durable {
@@ -250,6 +279,7 @@ fn save_folder(
     tensors: &[SaveTensor<'_>],
     folder: &Path,
     options: &SaveOptions,
+    prepare: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<SaveReport> {
     let prepared = Prepared::new(tensors, options)?;
     let files = prepared.files()?;
@@ -287,6 +317,7 @@ fn save_folder(
         // A save without an index has one file.
         None => shards.remove(0),
     };
+    prepare(to.folder())?;
     let removed = to.commit(shards, main, options.durability)?;
     Ok(SaveReport {
         index: index.map(|_| index_name),
@@ -307,9 +338,13 @@ fn stage(
     let (stage, descriptor) = Stage::create(folder, name, mode)?;
     let write = || {
         let len = file.header.file_len();
-        let mut sink = Sink::new(&descriptor, len, prepared.options.durability)?;
+        let origin = match prepared.in_order(file).any(is_in_file) {
+            true => Origin::Files,
+            false => Origin::Memory,
+        };
+        let mut sink = Sink::new(&descriptor, len, prepared.options.durability, origin)?;
         let tensors = prepared.in_order(file);
-        write_file(&mut |bytes| sink.write(bytes), &file.header, tensors, meter)?;
+        write_file(Output::File(&mut sink), &file.header, tensors, meter)?;
         sink.finish()
     };
     write().map_err(|error| error.at_path(stage.target()))?;

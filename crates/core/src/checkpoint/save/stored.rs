@@ -7,17 +7,21 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::{Dialect, SaveOptions, SaveTensor, ShardSize, Sharding};
+use crate::checkpoint::locate::STEMS;
 use crate::checkpoint::{Checkpoint, CheckpointKind, Index, ShardFile};
 use crate::io::buffer::fill_all;
-use crate::{Result, TensorData, natural_order};
+use crate::{DataAlignment, ReadAt, Result, TensorData, natural_order};
 
 /// Bytes that are read, and then written, at a time.
 const PIECE: u64 = 8 << 20;
 
 impl Checkpoint {
-    /// Its tensors for [`save`](crate::save), in natural order of their names: bytes in memory or
-    /// mapped are written from there, others are read in pieces of 8 MiB when they are written. It
-    /// may be saved to where it is.
+    /// Its tensors for [`save`](crate::save), in natural order of their names: bytes of files are copied
+    /// by the system, as long as no [`write_to`](crate::write_to) wants to see them; bytes in memory are
+    /// written from there, others are read in pieces of 8 MiB. It may be saved to where it is.
+    ///
+    /// [`reshard`](crate::reshard) and [`convert`](crate::convert) do the usual things with them in one
+    /// call.
     ///
     /// Aliases are not among them; [`SaveOptions::like`] has them.
     ///
@@ -40,12 +44,7 @@ impl Checkpoint {
     /// ```
     pub fn save_tensors(&self) -> Vec<SaveTensor<'_>> {
         let tensors = self.tensors().filter_map(|tensor| {
-            let file = self.file_of(tensor.name)?;
-            let start = file.header.data_start();
-            let stored = Stored {
-                file,
-                range: start + tensor.start..start + tensor.end,
-            };
+            let stored = Stored::of(self, tensor.name)?;
             Some(SaveTensor::new(
                 tensor.name,
                 tensor.dtype,
@@ -58,13 +57,34 @@ impl Checkpoint {
 }
 
 /// A tensor in a file.
-struct Stored<'c> {
+pub(in crate::checkpoint) struct Stored<'c> {
     file: &'c ShardFile,
     /// Its bytes in the file.
     range: Range<u64>,
 }
 
-impl Stored<'_> {
+impl<'c> Stored<'c> {
+    /// The tensor of this name; none where there is none that could be read.
+    pub(in crate::checkpoint) fn of(checkpoint: &'c Checkpoint, name: &str) -> Option<Self> {
+        let tensor = checkpoint.info(name).ok()?;
+        let file = checkpoint.file_of(name)?;
+        let start = file.header.data_start();
+        Some(Self {
+            file,
+            range: start + tensor.start..start + tensor.end,
+        })
+    }
+
+    /// The file that it lies in.
+    pub(in crate::checkpoint) fn file(&self) -> &'c ShardFile {
+        self.file
+    }
+
+    /// Its bytes in the file.
+    pub(in crate::checkpoint) fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
     /// Its bytes, if they are in memory.
     fn bytes(&self) -> Option<&[u8]> {
         let start = usize::try_from(self.range.start).ok()?;
@@ -99,6 +119,10 @@ impl TensorData for Stored<'_> {
         self.bytes().and_then(|bytes| bytes.place())
     }
 
+    fn in_source(&self) -> Option<(&dyn ReadAt, Range<u64>)> {
+        Some((&*self.file.source, self.range.clone()))
+    }
+
     fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         match self.bytes() {
             Some(bytes) => write(bytes),
@@ -111,7 +135,7 @@ impl TensorData for Stored<'_> {
 
 impl SaveOptions {
     /// Options that save a checkpoint's tensors as they are: under its file names, in its shards, with
-    /// its metadata and aliases, and an index in the spelling of its own.
+    /// its metadata, aliases and alignment, and an index in the spelling of its own.
     ///
     /// Of shards, the metadata is what all of them have. Whether an index is by huggingface_hub or by
     /// transformers is told by its last byte; what else writes none like transformers' counts as
@@ -167,6 +191,7 @@ impl SaveOptions {
             metadata,
             index_metadata,
             aliases,
+            alignment: DataAlignment::of(checkpoint.files().iter().map(ShardFile::header)),
             ..Self::default()
         }
     }
@@ -202,7 +227,12 @@ fn stem_and_variant(checkpoint: &Checkpoint) -> (String, Option<String>) {
     let parts = name.and_then(|name| name.split_once(".safetensors"));
     let owned = |stem: &str, variant: Option<&str>| (stem.to_owned(), variant.map(str::to_owned));
     match parts {
-        Some((stem, "" | ".index.json")) => owned(stem, None),
+        // A single file says its variant with a dot.
+        Some((stem, "")) => match stem.split_once('.') {
+            Some((stem, variant)) if STEMS.contains(&stem) => owned(stem, Some(variant)),
+            _ => owned(stem, None),
+        },
+        Some((stem, ".index.json")) => owned(stem, None),
         Some((stem, rest)) => {
             let variant = rest
                 .strip_prefix(".index.")
