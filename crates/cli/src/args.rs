@@ -14,6 +14,8 @@ Examples:
   safeshard inspect model/ --tree              by module, with sizes
   safeshard verify model/                      is anything wrong with it?
   safeshard verify model/ --level content      also NaN, Inf, all-zero tensors, invalid booleans
+  safeshard reshard model/ new/ --max-shard-size 2GB
+  safeshard convert model/ half/ --dtype BF16  cast, filter or rename tensors
   safeshard diff old/ new/                     which tensors differ, and by how much
   safeshard index model/ --write               write the index that is missing
   safeshard meta model.safetensors set author=me

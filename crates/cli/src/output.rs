@@ -2,7 +2,8 @@
 
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
-use anstream::AutoStream;
+use anstream::adapter::StripBytes;
+use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 use terminal_size::{Width, terminal_size_of};
@@ -23,14 +24,21 @@ pub(crate) const ODD: Style = AnsiColor::Yellow.on_default().bold();
 /// Text for a person. Colours are written always, and taken out where they are not wanted: in a pipe,
 /// and under `NO_COLOR`.
 pub(crate) struct Output {
-    stream: BufWriter<AutoStream<Stdout>>,
+    stream: BufWriter<Stdout>,
+    strip: Option<StripBytes>,
 }
+
+/// Bytes that are written at once: standard output by itself writes each line.
+const BUFFER: usize = 64 << 10;
 
 impl Output {
     /// Standard output.
     pub(crate) fn new() -> Self {
+        let stdout = io::stdout();
+        let plain = AutoStream::choice(&stdout) == ColorChoice::Never;
         Self {
-            stream: BufWriter::new(AutoStream::auto(io::stdout())),
+            stream: BufWriter::with_capacity(BUFFER, stdout),
+            strip: plain.then(StripBytes::new),
         }
     }
 
@@ -42,7 +50,13 @@ impl Output {
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.write(bytes)
+        let Some(strip) = &mut self.strip else {
+            return self.stream.write(bytes);
+        };
+        for plain in strip.strip_next(bytes) {
+            self.stream.write_all(plain)?;
+        }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -19,8 +19,12 @@ fn meta(path: &Path, args: &[&str]) -> Run {
     )
 }
 
+type Metadata = Vec<(String, String)>;
+
+type Tensors = Vec<(String, Vec<u8>)>;
+
 /// What the safetensors crate reads: metadata, and the tensors' bytes by name.
-fn read(path: &Path) -> (Vec<(String, String)>, Vec<(String, Vec<u8>)>) {
+fn read(path: &Path) -> (Metadata, Tensors) {
     let bytes = fs::read(path).unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let mut metadata: Vec<_> = header
@@ -40,7 +44,7 @@ fn read(path: &Path) -> (Vec<(String, String)>, Vec<(String, Vec<u8>)>) {
     (metadata, tensors)
 }
 
-fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+fn pairs(pairs: &[(&str, &str)]) -> Metadata {
     let pairs = pairs.iter();
     pairs
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))

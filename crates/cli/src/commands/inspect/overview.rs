@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use safeshard_core::{Checkpoint, CheckpointKind};
+use safeshard_core::{Checkpoint, CheckpointKind, Index};
 use serde_json::Value;
 
 use super::{Sums, View};
@@ -141,10 +141,7 @@ fn metadata(checkpoint: &Checkpoint, out: &mut impl Write) -> io::Result<()> {
             section(out, &title, own)?;
         }
     }
-    let index = checkpoint
-        .index()
-        .into_iter()
-        .flat_map(|index| index.metadata());
+    let index = checkpoint.index().into_iter().flat_map(Index::metadata);
     let index: Vec<_> = index
         .map(|(key, value)| match value {
             Value::String(text) => (key.as_str(), text.clone()),
