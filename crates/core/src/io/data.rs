@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::Result;
+use crate::{ReadAt, Result};
 
 /// Where a tensor's bytes come from when it is saved.
 ///
@@ -19,6 +19,12 @@ pub trait TensorData: Send + Sync {
         None
     }
 
+    /// Where the bytes lie in a source, exactly as they will be written; `None` where they do not. Out
+    /// of a [file](ReadAt::as_file) into a file, the system copies them, and nobody reads them.
+    fn in_source(&self) -> Option<(&dyn ReadAt, Range<u64>)> {
+        None
+    }
+
     /// Whether the bytes are made by copying a tensor that is not held as a file holds it: on a device,
     /// or with strides. [`SaveReport::materialised`](crate::SaveReport::materialised) names such
     /// tensors.
@@ -26,8 +32,8 @@ pub trait TensorData: Send + Sync {
         false
     }
 
-    /// Gives all bytes to `write`, front to back, in one part or in many. Called once for each time
-    /// that the tensor is stored, from one of the saving threads.
+    /// Gives all bytes to `write`, front to back, in one part or in many. Called at most once for each
+    /// time that the tensor is stored, from one of the saving threads.
     ///
     /// # Errors
     /// What `write` returned, or what the source met; either ends the save.

@@ -70,6 +70,12 @@ impl ReadAt for MappedSource {
         let map = map().map_err(|error| error.at_path(&self.path))?;
         Ok(Some(PrivateMap(map.into())))
     }
+
+    fn as_file(&self) -> Result<Option<FileSource>> {
+        // The mapping keeps no descriptor. If the path leads elsewhere by now, its memory has to do.
+        let file = FileSource::open(&self.path).ok();
+        Ok(file.filter(|file| file.identity() == self.identity))
+    }
 }
 
 /// A file mapped into memory that may be written to. What is written stays in this mapping, a copy of

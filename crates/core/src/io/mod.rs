@@ -20,3 +20,4 @@ pub(crate) mod scan;
 pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod technique;
+pub(crate) mod transfer;

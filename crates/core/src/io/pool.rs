@@ -119,6 +119,10 @@ impl ReadAt for PooledFile {
         self.pool.file(self)?.read_at(offset, buf)
     }
 
+    fn as_file(&self) -> Result<Option<FileSource>> {
+        self.pool.file(self)?.as_file()
+    }
+
     fn prefers_one_stream(&self) -> bool {
         let file = self.pool.file(self);
         file.is_ok_and(|file| file.prefers_one_stream())

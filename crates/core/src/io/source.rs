@@ -50,6 +50,15 @@ pub trait ReadAt: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// The file that these are the bytes of, at the same offsets, where there is one: what is saved out
+    /// of it is copied by the system and never read.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_at`].
+    fn as_file(&self) -> Result<Option<FileSource>> {
+        Ok(None)
+    }
+
     /// Whether one stream reads it faster than several.
     fn prefers_one_stream(&self) -> bool {
         false
@@ -84,11 +93,12 @@ pub(crate) fn read_vec(source: &dyn ReadAt, offset: u64, len: u64) -> Result<Vec
     })
 }
 
-/// A regular file, read by `pread` through one descriptor for the life of the source.
-#[derive(Debug)]
+/// A regular file, read by `pread` through one descriptor for the life of the source, which clones
+/// share.
+#[derive(Clone, Debug)]
 pub struct FileSource {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     identity: Identity,
 }
 
@@ -103,7 +113,7 @@ impl FileSource {
         let (file, identity) = open_regular(&path).map_err(|error| error.at_path(&path))?;
         Ok(Self {
             path,
-            file,
+            file: Arc::new(file),
             identity,
         })
     }
@@ -145,14 +155,18 @@ impl ReadAt for FileSource {
     }
 
     fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
-        pread_exact(&self.file, offset, buf).map_err(|error| error.at_path(&self.path))
+        pread_exact(&*self.file, offset, buf).map_err(|error| error.at_path(&self.path))
+    }
+
+    fn as_file(&self) -> Result<Option<FileSource>> {
+        Ok(Some(self.clone()))
     }
 
     #[cfg(target_os = "linux")]
     fn prefers_one_stream(&self) -> bool {
         const FUSE: u64 = 0x6573_5546;
         // The kernel cuts a FUSE read into small requests, and those of two readers interleave.
-        rustix::fs::fstatfs(&self.file).is_ok_and(|system| system.f_type as u64 == FUSE)
+        rustix::fs::fstatfs(&*self.file).is_ok_and(|system| system.f_type as u64 == FUSE)
     }
 
     fn check_unchanged(&self) -> Result<()> {

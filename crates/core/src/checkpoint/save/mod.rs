@@ -35,12 +35,12 @@ use destination::Destination;
 use prepare::{NewFile, Prepared};
 use shards::Names;
 use workers::Meter;
-use write::write_file;
+use write::{Output, is_in_file, write_file};
 
 use crate::format::write::NewTensor;
 use crate::io::lock::{FolderLock, sweep};
 use crate::io::publish::{Mode, Publish, Stage, sync_folder};
-use crate::io::sink::Sink;
+use crate::io::sink::{Origin, Sink};
 use crate::{Code, Dtype, Error, Result, TensorData};
 
 pub use metadata::{MetadataChange, MetadataWrite, change_metadata};
@@ -142,7 +142,8 @@ pub struct SavedFile {
 ///   [`Checkpoint::save_tensors`](crate::Checkpoint::save_tensors).
 ///
 /// Memory: the headers, and for each writing thread 64 KiB, or 16 MiB where files of 16 MiB and more
-/// are to be durable. A tensor that lies in memory as a file holds it is not copied.
+/// are to be durable. A tensor that lies in memory as a file holds it is not copied; one that lies in a
+/// file is copied by the system.
 ///
 /// # Errors
 /// What was there before stays, except where the last thing fails, to bring the new names to the
@@ -212,7 +213,8 @@ pub fn write_to(
     let meter = Meter::new(options, prepared.total_size);
     let failed = |error| Error::io(Code::Io, error);
     let mut sink = |bytes: &[u8]| writer.write_all(bytes).map_err(failed);
-    write_file(&mut sink, &file.header, prepared.in_order(&file), &meter)?;
+    let output = Output::Writer(&mut sink);
+    write_file(output, &file.header, prepared.in_order(&file), &meter)?;
     writer.flush().map_err(failed)
 }
 
@@ -307,9 +309,13 @@ fn stage(
     let (stage, descriptor) = Stage::create(folder, name, mode)?;
     let write = || {
         let len = file.header.file_len();
-        let mut sink = Sink::new(&descriptor, len, prepared.options.durability)?;
+        let origin = match prepared.in_order(file).any(is_in_file) {
+            true => Origin::Files,
+            false => Origin::Memory,
+        };
+        let mut sink = Sink::new(&descriptor, len, prepared.options.durability, origin)?;
         let tensors = prepared.in_order(file);
-        write_file(&mut |bytes| sink.write(bytes), &file.header, tensors, meter)?;
+        write_file(Output::File(&mut sink), &file.header, tensors, meter)?;
         sink.finish()
     };
     write().map_err(|error| error.at_path(stage.target()))?;

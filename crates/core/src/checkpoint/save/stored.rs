@@ -9,15 +9,18 @@ use serde_json::Value;
 use super::{Dialect, SaveOptions, SaveTensor, ShardSize, Sharding};
 use crate::checkpoint::{Checkpoint, CheckpointKind, Index, ShardFile};
 use crate::io::buffer::fill_all;
-use crate::{Result, TensorData, natural_order};
+use crate::{ReadAt, Result, TensorData, natural_order};
 
 /// Bytes that are read, and then written, at a time.
 const PIECE: u64 = 8 << 20;
 
 impl Checkpoint {
-    /// Its tensors for [`save`](crate::save), in natural order of their names: bytes in memory or
-    /// mapped are written from there, others are read in pieces of 8 MiB when they are written. It
-    /// may be saved to where it is.
+    /// Its tensors for [`save`](crate::save), in natural order of their names: bytes of files are copied
+    /// by the system, as long as no [`write_to`](crate::write_to) wants to see them; bytes in memory are
+    /// written from there, others are read in pieces of 8 MiB. It may be saved to where it is.
+    ///
+    /// [`reshard`](crate::reshard) and [`convert`](crate::convert) do the usual things with them in one
+    /// call.
     ///
     /// Aliases are not among them; [`SaveOptions::like`] has them.
     ///
@@ -97,6 +100,10 @@ impl TensorData for Stored<'_> {
 
     fn place(&self) -> Option<Range<usize>> {
         self.bytes().and_then(|bytes| bytes.place())
+    }
+
+    fn in_source(&self) -> Option<(&dyn ReadAt, Range<u64>)> {
+        Some((&*self.file.source, self.range.clone()))
     }
 
     fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
