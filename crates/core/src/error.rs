@@ -430,6 +430,8 @@ codes! {
     BrokenJournal "broken-journal" Checkpoint "the journal of an unfinished save cannot be read" "remove it if nobody is saving here; the folder may then hold two checkpoints";
     IndexedSingle "indexed-single" Checkpoint "the index of the checkpoint that is to be replaced counts the single file among its shards" "save in shards, or remove the index first";
     CacheRepository "cache-repository" Usage "a repository of the Hugging Face cache is read by its revisions: what is saved into it would not be found" "save into another folder";
+    NothingLeft "nothing-left" Usage "no tensor is left" "let the filter keep one";
+    SideFileDiffers "side-file-differs" Usage "a file that is to be copied along is there already, and says something else" "remove it, or do not copy files along";
     TensorShort "tensor-short" Usage "the data are fewer bytes than dtype and shape say" "";
     TensorLong "tensor-long" Usage "the data are more bytes than dtype and shape say" "";
     // What a framework or a cast cannot do

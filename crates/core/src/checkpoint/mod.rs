@@ -10,6 +10,7 @@ mod locate;
 mod names;
 mod open;
 mod report;
+mod reshard;
 mod save;
 mod settle;
 mod shard_file;
@@ -40,6 +41,10 @@ pub use locate::Prefer;
 pub use names::natural_order;
 pub use open::{Io, OpenOptions};
 pub use report::{CastRecord, LoadReport, Mismatch};
+pub use reshard::{
+    ConvertOptions, MetadataLeft, ReshardOptions, ReshardReport, Shards, SideFiles, convert,
+    reshard,
+};
 pub use save::{
     Dialect, Durability, IndexOutcome, IndexReport, MetadataChange, MetadataWrite, SaveOptions,
     SaveReport, SaveTensor, SavedFile, ShardSize, Sharding, Ties, change_metadata, save,
@@ -204,6 +209,13 @@ impl Checkpoint {
     /// What it was opened from.
     pub fn kind(&self) -> CheckpointKind {
         self.kind
+    }
+
+    /// The folder that its index is in, or else its first file.
+    fn folder(&self) -> Option<&Path> {
+        let index = self.index.as_ref().map(Index::path);
+        let file = || self.files.first().and_then(ShardFile::path);
+        index.or_else(file)?.parent()
     }
 
     /// Its files, in the order of the index or of the list.

@@ -5,7 +5,7 @@ pub(crate) mod dtype;
 mod fields;
 pub(crate) mod header;
 pub(crate) mod json;
-mod layout;
+pub(crate) mod layout;
 mod parse;
 pub(crate) mod python_json;
 pub(crate) mod skip;

@@ -92,9 +92,22 @@ impl Stage {
     /// # Errors
     /// `not-found` where there is no such folder; `io`. Both name the final path.
     pub(crate) fn create(folder: &Path, name: &str, mode: Mode) -> Result<(Self, File)> {
+        Self::create_as(folder, name, name, mode)
+    }
+
+    /// As [`Stage::create`], for a file that goes with a checkpoint and whose name does not say so: the
+    /// stage's does, so that it is swept like any other.
+    ///
+    /// # Errors
+    /// As [`Stage::create`].
+    pub(crate) fn create_beside(folder: &Path, name: &str, mode: Mode) -> Result<(Self, File)> {
+        Self::create_as(folder, name, &format!("{name}.safetensors"), mode)
+    }
+
+    fn create_as(folder: &Path, name: &str, staged: &str, mode: Mode) -> Result<(Self, File)> {
         let target = folder.join(name);
         loop {
-            let path = folder.join(stage_name(name));
+            let path = folder.join(stage_name(staged));
             let file = match open_new(&path, mode) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,

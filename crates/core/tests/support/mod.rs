@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 pub mod generations;
 pub mod power;
+pub mod python;
 pub mod tensors;
 pub mod trace;
 

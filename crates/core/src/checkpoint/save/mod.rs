@@ -18,7 +18,7 @@ mod recover;
 mod reindex;
 mod shard_size;
 mod shards;
-mod stored;
+pub(super) mod stored;
 #[cfg(test)]
 mod testing;
 mod ties;
@@ -177,11 +177,32 @@ pub fn save(
     path: impl AsRef<Path>,
     options: &SaveOptions,
 ) -> Result<SaveReport> {
-    let path = path.as_ref();
-    match path.extension() {
-        Some(end) if end == "safetensors" => save_file(&tensors, path, options),
-        _ => save_folder(&tensors, path, options),
+    save_after(tensors, path.as_ref(), options, |_| Ok(()))
+}
+
+/// Saves, and when everything is written, and nothing is to be seen of it yet, calls `prepare` with the
+/// folder. What it does must be taken back by the caller if the save fails.
+pub(super) fn save_after(
+    tensors: Vec<SaveTensor<'_>>,
+    path: &Path,
+    options: &SaveOptions,
+    prepare: impl FnOnce(&Path) -> Result<()>,
+) -> Result<SaveReport> {
+    match is_file(path) {
+        true => save_file(&tensors, path, options, prepare),
+        false => save_folder(&tensors, path, options, prepare),
     }
+}
+
+/// Whether a save gets the path of a file, and not of a folder.
+pub(super) fn is_file(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "safetensors")
+}
+
+/// Whether these tensors would be one file in a folder.
+pub(super) fn is_single(tensors: &[SaveTensor<'_>], options: &SaveOptions) -> Result<bool> {
+    let shards = Prepared::new(tensors, options)?.shards()?;
+    Ok(shards.len() == 1)
 }
 
 /// Writes tensors as one file to anything that takes bytes: the very bytes that [`save`] gives to a
@@ -219,7 +240,12 @@ pub fn write_to(
 }
 
 /// Replaces one file and looks at nothing else in its folder.
-fn save_file(tensors: &[SaveTensor<'_>], path: &Path, options: &SaveOptions) -> Result<SaveReport> {
+fn save_file(
+    tensors: &[SaveTensor<'_>],
+    path: &Path,
+    options: &SaveOptions,
+    prepare: impl FnOnce(&Path) -> Result<()>,
+) -> Result<SaveReport> {
     let prepared = Prepared::new(tensors, options)?;
     let file = prepared.one_file()?;
     let folder = match path.parent() {
@@ -239,6 +265,7 @@ fn save_file(tensors: &[SaveTensor<'_>], path: &Path, options: &SaveOptions) -> 
     let lock = FolderLock::acquire(folder, options.cancel.as_ref())?;
     recover::recover(folder, name, &lock)?;
     meter.go_on()?;
+    prepare(folder)?;
     stage.publish(Publish::Replace)?;
     sweep(folder, &lock);
     if options.durability == Durability::Durable {
@@ -252,6 +279,7 @@ fn save_folder(
     tensors: &[SaveTensor<'_>],
     folder: &Path,
     options: &SaveOptions,
+    prepare: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<SaveReport> {
     let prepared = Prepared::new(tensors, options)?;
     let files = prepared.files()?;
@@ -289,6 +317,7 @@ fn save_folder(
         // A save without an index has one file.
         None => shards.remove(0),
     };
+    prepare(to.folder())?;
     let removed = to.commit(shards, main, options.durability)?;
     Ok(SaveReport {
         index: index.map(|_| index_name),

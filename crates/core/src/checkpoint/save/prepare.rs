@@ -60,6 +60,17 @@ impl<'p> Prepared<'p> {
 
     /// One file, or as many shards as the options want.
     pub(super) fn files(&self) -> Result<Vec<NewFile>> {
+        let shards = self.shards()?;
+        let layout = match shards.as_slice() {
+            [_] => Layout::Single,
+            _ => Layout::Sharded,
+        };
+        let files = shards.into_iter().map(|shard| self.file(shard, layout));
+        files.collect()
+    }
+
+    /// Positions of the tensors of each file.
+    pub(super) fn shards(&self) -> Result<Vec<Vec<usize>>> {
         let sized = |&at: &usize| {
             let (tensor, &bytes) = self.tensors.get(at).zip(self.sizes.get(at))?;
             let name = tensor.name.as_str();
@@ -67,16 +78,13 @@ impl<'p> Prepared<'p> {
         };
         let sized: Vec<_> = self.stored.iter().filter_map(sized).collect();
         let shards = shards::plan(&sized, self.options.max_shard_size, &self.options.sharding)?;
-        let layout = match shards.as_slice() {
-            [_] => Layout::Single,
-            _ => Layout::Sharded,
-        };
-        let files = shards.into_iter().map(|shard| {
+        let positions = |shard: Vec<usize>| {
             let positions = shard.into_iter();
-            let positions = positions.filter_map(|at| self.stored.get(at).copied());
-            self.file(positions.collect(), layout)
-        });
-        files.collect()
+            positions
+                .filter_map(|at| self.stored.get(at).copied())
+                .collect()
+        };
+        Ok(shards.into_iter().map(positions).collect())
     }
 
     fn file(&self, tensors: Vec<usize>, layout: Layout) -> Result<NewFile> {

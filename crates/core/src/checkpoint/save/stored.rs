@@ -7,6 +7,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::{Dialect, SaveOptions, SaveTensor, ShardSize, Sharding};
+use crate::checkpoint::locate::STEMS;
 use crate::checkpoint::{Checkpoint, CheckpointKind, Index, ShardFile};
 use crate::io::buffer::fill_all;
 use crate::{ReadAt, Result, TensorData, natural_order};
@@ -43,12 +44,7 @@ impl Checkpoint {
     /// ```
     pub fn save_tensors(&self) -> Vec<SaveTensor<'_>> {
         let tensors = self.tensors().filter_map(|tensor| {
-            let file = self.file_of(tensor.name)?;
-            let start = file.header.data_start();
-            let stored = Stored {
-                file,
-                range: start + tensor.start..start + tensor.end,
-            };
+            let stored = Stored::of(self, tensor.name)?;
             Some(SaveTensor::new(
                 tensor.name,
                 tensor.dtype,
@@ -61,13 +57,34 @@ impl Checkpoint {
 }
 
 /// A tensor in a file.
-struct Stored<'c> {
+pub(in crate::checkpoint) struct Stored<'c> {
     file: &'c ShardFile,
     /// Its bytes in the file.
     range: Range<u64>,
 }
 
-impl Stored<'_> {
+impl<'c> Stored<'c> {
+    /// The tensor of this name; none where there is none that could be read.
+    pub(in crate::checkpoint) fn of(checkpoint: &'c Checkpoint, name: &str) -> Option<Self> {
+        let tensor = checkpoint.info(name).ok()?;
+        let file = checkpoint.file_of(name)?;
+        let start = file.header.data_start();
+        Some(Self {
+            file,
+            range: start + tensor.start..start + tensor.end,
+        })
+    }
+
+    /// The file that it lies in.
+    pub(in crate::checkpoint) fn file(&self) -> &'c ShardFile {
+        self.file
+    }
+
+    /// Its bytes in the file.
+    pub(in crate::checkpoint) fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
     /// Its bytes, if they are in memory.
     fn bytes(&self) -> Option<&[u8]> {
         let start = usize::try_from(self.range.start).ok()?;
@@ -209,7 +226,12 @@ fn stem_and_variant(checkpoint: &Checkpoint) -> (String, Option<String>) {
     let parts = name.and_then(|name| name.split_once(".safetensors"));
     let owned = |stem: &str, variant: Option<&str>| (stem.to_owned(), variant.map(str::to_owned));
     match parts {
-        Some((stem, "" | ".index.json")) => owned(stem, None),
+        // A single file says its variant with a dot.
+        Some((stem, "")) => match stem.split_once('.') {
+            Some((stem, variant)) if STEMS.contains(&stem) => owned(stem, Some(variant)),
+            _ => owned(stem, None),
+        },
+        Some((stem, ".index.json")) => owned(stem, None),
         Some((stem, rest)) => {
             let variant = rest
                 .strip_prefix(".index.")
