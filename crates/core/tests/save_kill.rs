@@ -4,18 +4,14 @@
 mod support;
 
 use std::collections::{BTreeSet, HashSet};
-use std::env;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::path::PathBuf;
 
 use rstest::rstest;
 use safeshard_core::{Code, Durability};
-use serde_json::Value;
 use support::generations::{Files, Generation, Layout, OTHER_VARIANT, Scene, Target};
 use support::power::crashes;
+use support::python::values_in;
 use support::trace::{self, Call};
 
 const OLD: Generation = Generation(1);
@@ -207,7 +203,7 @@ impl Sweep {
         let scene = scene.again();
         // huggingface_hub wants to find one safetensors file, where there is no index.
         fs::remove_file(scene.model().join(OTHER_VARIANT)).unwrap();
-        let found = python(&scene.model());
+        let found = values_in(&scene.model());
         for (reader, found) in found.as_object().unwrap() {
             let generation = found.as_f64().map(|number| Generation(number as u8));
             let is_new = generation == Some(NEW);
@@ -233,31 +229,4 @@ impl Sweep {
         }
         println!("{} states after a power failure", crashes.len());
     }
-}
-
-/// What each of the Python libraries finds in a folder: `tests/python/load_folders.py`, started
-/// once for all tests.
-fn python(folder: &Path) -> Value {
-    static PYTHON: OnceLock<Mutex<(Child, BufReader<ChildStdout>)>> = OnceLock::new();
-    let python = PYTHON.get_or_init(|| {
-        let python = env::var_os("SAFESHARD_PYTHON")
-            .expect("SAFESHARD_PYTHON is not set: run the tests with `cargo xtask test`");
-        let script =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/load_folders.py");
-        let mut child = Command::new(python)
-            .arg(fs::canonicalize(script).unwrap())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let answers = BufReader::new(child.stdout.take().unwrap());
-        // It ends when its input does, with this process.
-        Mutex::new((child, answers))
-    });
-    let mut python = python.lock().unwrap_or_else(PoisonError::into_inner);
-    let (child, answers) = &mut *python;
-    writeln!(child.stdin.as_mut().unwrap(), "{}", folder.display()).unwrap();
-    let mut answer = String::new();
-    answers.read_line(&mut answer).unwrap();
-    serde_json::from_str(&answer).unwrap()
 }

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use safeshard_core::{Checkpoint, OpenOptions};
 use serde_json::Value;
@@ -93,4 +95,31 @@ pub fn run(script: &str, jobs: &[Value], folder: &Path) {
     assert!(output.status.success(), "{stdout}\n{stderr}");
     let done = stdout.lines().filter(|line| line.starts_with("loaded "));
     assert_eq!(done.count(), jobs.len(), "{stdout}");
+}
+
+/// What each of the Python libraries finds in a folder that holds one number in every tensor: `tests/python/load_folders.py`, started
+/// once for all tests.
+pub fn values_in(folder: &Path) -> Value {
+    static PYTHON: OnceLock<Mutex<(Child, BufReader<ChildStdout>)>> = OnceLock::new();
+    let python = PYTHON.get_or_init(|| {
+        let python = env::var_os("SAFESHARD_PYTHON")
+            .expect("SAFESHARD_PYTHON is not set: run the tests with `cargo xtask test`");
+        let script =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/python/load_folders.py");
+        let mut child = Command::new(python)
+            .arg(fs::canonicalize(script).unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        // It ends when its input does, with this process.
+        Mutex::new((child, answers))
+    });
+    let mut python = python.lock().unwrap_or_else(PoisonError::into_inner);
+    let (child, answers) = &mut *python;
+    writeln!(child.stdin.as_mut().unwrap(), "{}", folder.display()).unwrap();
+    let mut answer = String::new();
+    answers.read_line(&mut answer).unwrap();
+    serde_json::from_str(&answer).unwrap()
 }
