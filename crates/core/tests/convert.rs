@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rstest::rstest;
@@ -189,13 +190,12 @@ fn casts_that_are_not_offered_are_refused_all_at_once_and_by_name() {
     };
     let error = refused(converted(&mixed(), options), Code::SeveralProblems);
     let problems = error.problems().iter();
-    let refused: Vec<_> = problems
-        .map(|problem| (problem.code(), problem.tensor().unwrap()))
+    // The one with two names is asked for twice.
+    let refused: BTreeSet<_> = problems
+        .map(|problem| (problem.code().as_str(), problem.tensor().unwrap()))
         .collect();
-    assert_eq!(
-        refused,
-        ["a", "b", "count", "flag"].map(|name| (Code::UnsupportedCast, name))
-    );
+    let expected = ["a", "b", "count", "flag"].map(|name| ("unsupported-cast", name));
+    assert_eq!(refused, BTreeSet::from(expected));
 }
 
 #[test]
