@@ -16,7 +16,7 @@ use crate::io::buffer::fill_all;
 use crate::io::lock::{FolderLock, sweep};
 use crate::io::patch::patch;
 use crate::io::publish::{Mode, Publish, Stage, sync_folder};
-use crate::io::sink::Sink;
+use crate::io::sink::{Origin, Sink};
 use crate::io::source::{FileSource, ReadAt, read_vec};
 use crate::{
     Cancel, Code, Error, Header, HeaderOptions, Limits, OpenOptions, Progress, ReadOptions, Result,
@@ -322,7 +322,7 @@ impl Replacement {
     ) -> Result<()> {
         let (stage, file) = Stage::create(&self.folder, &self.name, self.mode)?;
         let write = |file: &File| {
-            let mut sink = Sink::new(file, len, Durability::Durable)?;
+            let mut sink = Sink::new(file, len, Durability::Durable, Origin::Memory)?;
             contents(&mut |bytes| sink.write(bytes))?;
             sink.finish()
         };
