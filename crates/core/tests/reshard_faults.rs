@@ -36,8 +36,8 @@ enum To {
     Elsewhere,
 }
 
-/// What a folder holds: dtype, files, and whether there is an index.
-type State = Option<(Dtype, usize, bool)>;
+/// What a folder holds: dtype and number of files.
+type State = Option<(Dtype, usize)>;
 
 impl Work {
     fn run(self, root: &Path) -> Result<ReshardReport> {
@@ -73,11 +73,11 @@ impl Work {
     }
 
     fn after(self) -> State {
-        let (files, has_index) = match self.layout {
-            Layout::Single => (1, false),
-            Layout::Shards(count) => (count, true),
+        let files = match self.layout {
+            Layout::Single => 1,
+            Layout::Shards(count) => count,
         };
-        Some((self.dtype, files, has_index))
+        Some((self.dtype, files))
     }
 
     /// Runs once more, which must succeed and leave nothing else.
@@ -119,11 +119,7 @@ fn state(folder: &Path) -> State {
             _ => assert_eq!(bytes, (upper as u16).to_le_bytes()),
         }
     }
-    Some((
-        dtype,
-        checkpoint.files().len(),
-        checkpoint.index().is_some(),
-    ))
+    Some((dtype, checkpoint.files().len()))
 }
 
 const FIRST_SHARDS: Layout = Layout::Shards(3);

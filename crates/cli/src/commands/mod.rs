@@ -1,13 +1,16 @@
 //! One command a file: its arguments, and the few calls into the library that it is.
 
 mod completions;
+mod convert;
 mod diff;
 mod digest;
 mod index;
 mod inspect;
 mod man;
 mod meta;
+mod reshard;
 mod verify;
+mod writing;
 
 use clap::Subcommand;
 
@@ -19,6 +22,8 @@ use crate::session::Session;
 pub(crate) enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
+    Reshard(reshard::Args),
+    Convert(convert::Args),
     Diff(diff::Args),
     Index(index::Args),
     Meta(meta::Args),
@@ -32,6 +37,8 @@ pub(crate) fn run(command: &Command, session: &Session) -> Result {
     match command {
         Command::Inspect(args) => inspect::run(args, session),
         Command::Verify(args) => verify::run(args, session),
+        Command::Reshard(args) => reshard::run(args, session),
+        Command::Convert(args) => convert::run(args, session),
         Command::Diff(args) => diff::run(args, session),
         Command::Index(args) => index::run(args, session),
         Command::Meta(args) => meta::run(args, session),

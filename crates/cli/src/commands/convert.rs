@@ -1,0 +1,201 @@
+//! `safeshard convert`: other dtypes, other names, fewer tensors.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+
+use regex::Regex;
+use safeshard_core::{
+    Checkpoint, ConvertOptions, Dtype, DtypeRule, Filter, Rename, ReshardReport, convert,
+};
+
+use super::writing::{Places, warn};
+use crate::failure::{Outcome, Result};
+use crate::output::Output;
+use crate::session::Session;
+use crate::text::count;
+
+const RULES: &str = "\
+A REGEX matches anywhere in a name; `^` and `$` are its ends. Names are those in IN, also of tied tensors
+that are stored once.
+
+Examples:
+  safeshard convert model/ half/ --dtype BF16
+  safeshard convert model/ half/ --dtype F16 --dtype-for 'norm=F32'
+  safeshard convert model/ bare/ --include '^encoder\\.' --rename '^encoder\\.='
+  safeshard convert model/ hub/ --rename '\\.gamma$=.weight' --rename '\\.beta$=.bias'";
+
+/// Change dtypes, rename tensors or leave some out
+///
+/// Dtypes change only as asked for. Numbers are rounded to the nearest, as torch does it; those too large
+/// become infinite, and that is said.
+#[derive(Debug, clap::Args)]
+#[command(after_help = RULES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    places: Places,
+
+    /// What F64, F32, BF16 and F16 become, one of them; all else stays as it is
+    #[arg(long, value_name = "DTYPE", value_parser = wide_float)]
+    dtype: Option<Dtype>,
+
+    /// What tensors become whose names match, whatever they are; the first that matches counts, and
+    /// comes before `--dtype`
+    #[arg(long, value_name = "REGEX=DTYPE", value_parser = dtype_for)]
+    dtype_for: Vec<(Regex, Dtype)>,
+
+    /// Take only tensors whose names match one of these
+    #[arg(long, value_name = "REGEX")]
+    include: Vec<Regex>,
+
+    /// Leave out tensors whose names match, also of those included
+    #[arg(long, value_name = "REGEX")]
+    exclude: Vec<Regex>,
+
+    /// Replace what matches in names, one after the other; `${1}` is what the first group matched
+    #[arg(long, value_name = "FROM=TO", value_parser = renaming)]
+    rename: Vec<(Regex, String)>,
+}
+
+pub(super) fn run(args: &Args, session: &Session) -> Result {
+    let checkpoint = args.places.open(session)?;
+    warn_of_idle_patterns(args, &checkpoint);
+    let bar = Places::bar(session);
+    let options = ConvertOptions {
+        dtype: Some(dtype_rule(args)),
+        filter: Some(filter(args)),
+        rename: Some(rename(args)),
+        reshard: args.places.options(session, &bar),
+    };
+    let report = convert(&checkpoint, args.places.to(), &options)?;
+    drop(bar);
+    args.places
+        .say(&report, session, |out| changes(&report, out))?;
+    Ok(Outcome::Fine)
+}
+
+fn dtype_rule(args: &Args) -> DtypeRule {
+    let (rules, floats) = (args.dtype_for.clone(), args.dtype);
+    Arc::new(move |name, stored| {
+        let mut rules = rules.iter();
+        match rules.find(|(names, _)| names.is_match(name)) {
+            Some((_, dtype)) => Some(*dtype),
+            None => floats.filter(|_| is_wide_float(stored)),
+        }
+    })
+}
+
+fn filter(args: &Args) -> Filter {
+    let (include, exclude) = (args.include.clone(), args.exclude.clone());
+    Arc::new(move |name| {
+        let is_in = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
+        (include.is_empty() || is_in(&include)) && !is_in(&exclude)
+    })
+}
+
+fn rename(args: &Args) -> Rename {
+    let rules = args.rename.clone();
+    Arc::new(move |name| {
+        let renamed = |name: String, (from, to): &(Regex, String)| {
+            from.replace_all(&name, to.as_str()).into_owned()
+        };
+        rules.iter().fold(name.to_owned(), renamed)
+    })
+}
+
+/// A pattern that matches nothing is mostly a mistake.
+fn warn_of_idle_patterns(args: &Args, checkpoint: &Checkpoint) {
+    let names = checkpoint.names();
+    let dtype_for = args.dtype_for.iter().map(|(pattern, _)| pattern);
+    let plain = args.include.iter().chain(&args.exclude).chain(dtype_for);
+    for pattern in plain.filter(|pattern| !names.iter().any(|name| pattern.is_match(name))) {
+        warn(&format!("no name matches `{pattern}`"));
+    }
+    let mut names: Vec<_> = names.into_iter().map(str::to_owned).collect();
+    for (from, to) in &args.rename {
+        if !names.iter().any(|name| from.is_match(name)) {
+            warn(&format!("no name matches `{from}`"));
+        }
+        for name in &mut names {
+            *name = from.replace_all(name, to.as_str()).into_owned();
+        }
+    }
+}
+
+/// A line for each kind of change, and for what stayed as it was.
+fn changes(report: &ReshardReport, out: &mut Output) -> Result<()> {
+    let mut casts: BTreeMap<(Dtype, Dtype), u64> = BTreeMap::new();
+    for cast in &report.cast {
+        *casts.entry((cast.from, cast.to)).or_default() += 1;
+    }
+    let mut unchanged: BTreeMap<Dtype, u64> = BTreeMap::new();
+    for (_, dtype) in &report.unchanged {
+        *unchanged.entry(*dtype).or_default() += 1;
+    }
+    for ((from, to), tensors) in casts {
+        writeln!(out, "{from} to {to}: {}", count(tensors, "tensor"))?;
+    }
+    for (dtype, tensors) in unchanged {
+        writeln!(out, "{dtype} as before: {}", count(tensors, "tensor"))?;
+    }
+    for (what, number) in [
+        ("renamed", report.renamed.len()),
+        ("left out", report.left_out.len()),
+    ] {
+        if number > 0 {
+            writeln!(out, "{what}: {}", count(number as u64, "tensor"))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_wide_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::Bf16 | Dtype::F16)
+}
+
+fn wide_float(text: &str) -> Result<Dtype, String> {
+    let dtype = dtype(text)?;
+    match is_wide_float(dtype) {
+        true => Ok(dtype),
+        false => Err("floats become F64, F32, BF16 or F16; `--dtype-for` reaches others".to_owned()),
+    }
+}
+
+/// A dtype by the format's name or torch's, in letters of any size.
+fn dtype(text: &str) -> Result<Dtype, String> {
+    let name = match text.to_ascii_uppercase().as_str() {
+        "FLOAT64" | "DOUBLE" => "F64".to_owned(),
+        "FLOAT32" | "FLOAT" => "F32".to_owned(),
+        "FLOAT16" | "HALF" => "F16".to_owned(),
+        "BFLOAT16" => "BF16".to_owned(),
+        other => other.to_owned(),
+    };
+    Dtype::from_name(&name).ok_or_else(|| {
+        let names: Vec<_> = Dtype::ALL.iter().map(|dtype| dtype.name()).collect();
+        format!("no dtype is called that; there are {}", names.join(", "))
+    })
+}
+
+fn dtype_for(text: &str) -> Result<(Regex, Dtype), String> {
+    let (pattern, name) = text.rsplit_once('=').ok_or("write it as REGEX=DTYPE")?;
+    Ok((regex(pattern)?, dtype(name)?))
+}
+
+/// The two are parted by the first `=` that is not behind a backslash.
+fn renaming(text: &str) -> Result<(Regex, String), String> {
+    let mut behind_backslash = false;
+    let at = text.bytes().position(|byte| {
+        let parts = byte == b'=' && !behind_backslash;
+        behind_backslash = byte == b'\\' && !behind_backslash;
+        parts
+    });
+    let parts = at.and_then(|at| Some((text.get(..at)?, text.get(at + 1..)?)));
+    match parts {
+        Some((from, to)) if !from.is_empty() => Ok((regex(from)?, to.to_owned())),
+        _ => Err("write it as FROM=TO".to_owned()),
+    }
+}
+
+fn regex(text: &str) -> Result<Regex, String> {
+    Regex::new(text).map_err(|error| error.to_string())
+}

@@ -1,0 +1,179 @@
+//! What `reshard` and `convert` have in common: where from and where to, how, and what is said of it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anstyle::{AnsiColor, Style};
+use safeshard_core::{
+    Checkpoint, Durability, Profile, ReshardOptions, ReshardReport, ShardSize, Shards, SideFiles,
+};
+
+use crate::failure::{Failure, Result};
+use crate::output::Output;
+use crate::progress::{Bar, Show};
+use crate::session::Session;
+use crate::text::{Printable, count, size};
+
+/// Where from, where to, and into which files.
+#[derive(Debug, clap::Args)]
+pub(super) struct Places {
+    /// A file, an index or a folder
+    #[arg(value_name = "IN")]
+    from: PathBuf,
+
+    /// A folder, which may be that of IN; or a file that ends in `.safetensors`
+    #[arg(value_name = "OUT")]
+    to: PathBuf,
+
+    /// Shards of so many bytes at most: `5GB`, `500 MiB`, a number of bytes [default: as they are]
+    #[arg(long, value_name = "SIZE", conflicts_with = "single")]
+    max_shard_size: Option<ShardSize>,
+
+    /// One file
+    #[arg(long)]
+    single: bool,
+
+    /// Copy along what lies beside IN: configuration, tokenizer, licence
+    #[arg(long)]
+    with_files: bool,
+
+    /// End when everything is written, without waiting for the medium: a power failure may then
+    /// lose both IN, where OUT replaces it, and OUT
+    #[arg(long)]
+    no_sync: bool,
+}
+
+impl Places {
+    pub(super) fn open(&self, session: &Session) -> Result<Checkpoint> {
+        let is_file = self.to.extension().is_some_and(|end| end == "safetensors");
+        if is_file && self.max_shard_size.is_some() {
+            return Err(Failure::Usage(format!(
+                "{}: --max-shard-size makes shards, and this is one file; name a folder",
+                self.to.display()
+            )));
+        }
+        let options = session.open_options(Profile::default());
+        Ok(Checkpoint::open_with(&self.from, &options)?)
+    }
+
+    pub(super) fn to(&self) -> &Path {
+        &self.to
+    }
+
+    pub(super) fn bar(session: &Session) -> Bar {
+        session.bar("writing", Show::OnTerminal)
+    }
+
+    pub(super) fn options(&self, session: &Session, bar: &Bar) -> ReshardOptions {
+        let read = session.read_options(bar);
+        ReshardOptions {
+            shards: match (self.single, self.max_shard_size) {
+                (true, _) => Shards::Single,
+                (false, Some(size)) => Shards::Limit(size),
+                (false, None) => Shards::Keep,
+            },
+            dialect: None,
+            side_files: match self.with_files {
+                true => SideFiles::Carry,
+                false => SideFiles::Leave,
+            },
+            durability: match self.no_sync {
+                true => Durability::Cached,
+                false => Durability::Durable,
+            },
+            threads: read.threads,
+            progress: read.progress,
+            cancel: read.cancel,
+        }
+    }
+
+    /// Says what was written, and warns of what was not.
+    pub(super) fn say(
+        &self,
+        report: &ReshardReport,
+        session: &Session,
+        more: impl FnOnce(&mut Output) -> Result<()>,
+    ) -> Result<()> {
+        if !session.is_quiet() {
+            let mut out = Output::new();
+            let tensors = report.cast.len() + report.unchanged.len();
+            writeln!(
+                out,
+                "{}: {} in {}, {}",
+                Printable::word(&self.to.to_string_lossy()),
+                count(tensors as u64, "tensor"),
+                count(report.saved.files.len() as u64, "file"),
+                size(report.saved.total_size),
+            )?;
+            more(&mut out)?;
+            list(&mut out, "copied along", &report.carried)?;
+            list(&mut out, "not copied along", &report.not_carried)?;
+            out.finish()?;
+        }
+        warn_of_losses(report);
+        Ok(())
+    }
+}
+
+/// A line with names, if there are any.
+pub(super) fn list(out: &mut Output, what: &str, names: &[String]) -> Result<()> {
+    if !names.is_empty() {
+        let names: Vec<_> = names.iter().map(|name| Printable::of(name)).collect();
+        writeln!(out, "{what}: {}", names.join(", "))?;
+    }
+    Ok(())
+}
+
+/// What is no failure, but must not go unseen either; `--quiet` does not silence it.
+fn warn_of_losses(report: &ReshardReport) {
+    /// More lines of a kind would hide the others.
+    const SHOWN: usize = 10;
+    let kinds: [Vec<String>; 4] = [
+        report
+            .unlisted
+            .iter()
+            .map(|(file, name)| {
+                format!("`{name}` in {file} is not in the index, and was not written")
+            })
+            .collect(),
+        report
+            .metadata_left
+            .iter()
+            .map(|left| {
+                let (file, key, value) = (&left.file, &left.key, &left.value);
+                format!("metadata of {file} that has no place any more: {key}={value}")
+            })
+            .collect(),
+        report
+            .overflowed
+            .iter()
+            .map(|(name, elements)| {
+                let elements = count(*elements, "element");
+                format!("{elements} of `{name}` were too large for the dtype, and are infinite now")
+            })
+            .collect(),
+        report
+            .saved
+            .left_behind
+            .iter()
+            .map(|path| format!("{} could not be removed", path.display()))
+            .collect(),
+    ];
+    for lines in kinds {
+        for line in lines.iter().take(SHOWN) {
+            warn(line);
+        }
+        if let Some(more @ 1..) = lines.len().checked_sub(SHOWN) {
+            warn(&format!("and {more} more like the last"));
+        }
+    }
+}
+
+const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+
+/// Writes a warning to standard error.
+pub(super) fn warn(text: &str) {
+    let text = Printable::word(text);
+    // Nobody is left to be told.
+    let _closed = writeln!(anstream::stderr(), "{WARNING}warning{WARNING:#}: {text}");
+}
