@@ -163,14 +163,15 @@ fn wide_float(text: &str) -> Result<Dtype, String> {
 
 /// A dtype by the format's name or torch's, in letters of any size.
 fn dtype(text: &str) -> Result<Dtype, String> {
-    let name = match text.to_ascii_uppercase().as_str() {
-        "FLOAT64" | "DOUBLE" => "F64".to_owned(),
-        "FLOAT32" | "FLOAT" => "F32".to_owned(),
-        "FLOAT16" | "HALF" => "F16".to_owned(),
-        "BFLOAT16" => "BF16".to_owned(),
-        other => other.to_owned(),
+    let name = text.to_ascii_uppercase();
+    let name = match name.strip_prefix("TORCH.").unwrap_or(&name) {
+        "FLOAT64" => "F64",
+        "FLOAT32" => "F32",
+        "FLOAT16" => "F16",
+        "BFLOAT16" => "BF16",
+        other => other,
     };
-    Dtype::from_name(&name).ok_or_else(|| {
+    Dtype::from_name(name).ok_or_else(|| {
         let names: Vec<_> = Dtype::ALL.iter().map(|dtype| dtype.name()).collect();
         format!("no dtype is called that; there are {}", names.join(", "))
     })

@@ -148,8 +148,7 @@ fn warn_of_losses(report: &ReshardReport) {
             .overflowed
             .iter()
             .map(|(name, elements)| {
-                let elements = count(*elements, "element");
-                format!("{elements} of `{name}` were too large for the dtype, and are infinite now")
+                format!("elements of `{name}` too large for their dtype, infinite now: {elements}")
             })
             .collect(),
         report
