@@ -157,7 +157,9 @@ fn wide_float(text: &str) -> Result<Dtype, String> {
     let dtype = dtype(text)?;
     match is_wide_float(dtype) {
         true => Ok(dtype),
-        false => Err("floats become F64, F32, BF16 or F16; `--dtype-for` reaches others".to_owned()),
+        false => {
+            Err("floats become F64, F32, BF16 or F16; `--dtype-for` reaches others".to_owned())
+        }
     }
 }
 

@@ -38,7 +38,9 @@ fn convert(folder: &TempDir, args: &[&str]) -> Run {
 fn dtypes(folder: &TempDir) -> Vec<String> {
     let checkpoint = Checkpoint::open(folder.path().join("to")).unwrap();
     let tensors = checkpoint.tensors();
-    tensors.map(|tensor| format!("{} {}", tensor.name, tensor.dtype)).collect()
+    tensors
+        .map(|tensor| format!("{} {}", tensor.name, tensor.dtype))
+        .collect()
 }
 
 #[test]
@@ -60,7 +62,12 @@ fn floats_change_and_it_says_what_did_and_what_did_not() {
         run.stderr,
         "warning: elements of `layer.0.weight` too large for their dtype, infinite now: 1\n"
     );
-    let expected = ["layer.0.norm F16", "layer.0.weight F16", "layer.1.scale F8_E4M3", "steps I64"];
+    let expected = [
+        "layer.0.norm F16",
+        "layer.0.weight F16",
+        "layer.1.scale F8_E4M3",
+        "steps I64",
+    ];
     assert_eq!(dtypes(&folder), expected);
 }
 
@@ -79,7 +86,12 @@ fn rules_reach_single_tensors_and_the_first_counts() {
     let folder = mixed();
     let rules = ["--dtype-for", "norm=F32", "--dtype-for", "scale|norm=F64"];
     convert(&folder, &[&["--dtype", "BF16"], &rules[..]].concat()).ended(0);
-    let expected = ["layer.0.norm F32", "layer.0.weight BF16", "layer.1.scale F64", "steps I64"];
+    let expected = [
+        "layer.0.norm F32",
+        "layer.0.weight BF16",
+        "layer.1.scale F64",
+        "steps I64",
+    ];
     assert_eq!(dtypes(&folder), expected);
 }
 
@@ -87,21 +99,47 @@ fn rules_reach_single_tensors_and_the_first_counts() {
 fn names_are_chosen_and_changed() {
     let folder = mixed();
     let args = [
-        "--include", r"^layer\.", "--exclude", "norm$", "--exclude", "steps",
-        "--rename", r"^layer\.(\d+)\.=h.${1}.", "--rename", r"weight=w\=", "--rename", r"\\=backslash",
+        "--include",
+        r"^layer\.",
+        "--exclude",
+        "norm$",
+        "--exclude",
+        "steps",
+        "--rename",
+        r"^layer\.(\d+)\.=h.${1}.",
+        "--rename",
+        r"weight=w\=",
+        "--rename",
+        r"\\=backslash",
     ];
     let run = convert(&folder, &args).ended(0);
-    assert_eq!(dtypes(&folder), ["h.0.wbackslash= F32", "h.1.scale F8_E4M3"]);
-    assert!(run.stdout.contains("\nrenamed: 2 tensors\nleft out: 2 tensors\n"), "{}", run.stdout);
+    assert_eq!(
+        dtypes(&folder),
+        ["h.0.wbackslash= F32", "h.1.scale F8_E4M3"]
+    );
+    assert!(
+        run.stdout
+            .contains("\nrenamed: 2 tensors\nleft out: 2 tensors\n"),
+        "{}",
+        run.stdout
+    );
     assert_eq!(run.stderr, "");
 }
 
 #[test]
 fn a_pattern_that_matches_nothing_is_warned_of() {
     let folder = mixed();
-    let args = ["--exclude", "lm_head", "--rename", "^transformer=", "--dtype-for", "nrom=F32"];
+    let args = [
+        "--exclude",
+        "lm_head",
+        "--rename",
+        "^transformer=",
+        "--dtype-for",
+        "nrom=F32",
+    ];
     let run = convert(&folder, &args).ended(0);
-    let lines = ["lm_head", "nrom", "^transformer"].map(|pattern| format!("warning: no name matches `{pattern}`\n"));
+    let lines = ["lm_head", "nrom", "^transformer"]
+        .map(|pattern| format!("warning: no name matches `{pattern}`\n"));
     assert_eq!(run.stderr, lines.concat());
     assert_eq!(dtypes(&folder).len(), 4);
 }
@@ -133,7 +171,12 @@ fn torch_rounds_the_same_way() {
     let mut saved = Vec::new();
     for (dtype, torch) in [("F16", "float16"), ("BF16", "bfloat16"), ("F64", "float64")] {
         let to = folder.path().join(dtype);
-        let args = [bert.as_os_str(), to.as_os_str(), "--dtype".as_ref(), dtype.as_ref()];
+        let args = [
+            bert.as_os_str(),
+            to.as_os_str(),
+            "--dtype".as_ref(),
+            dtype.as_ref(),
+        ];
         let words = [Path::new("convert").as_os_str()].into_iter().chain(args);
         safeshard(words).ended(0);
         saved.push((to, torch));

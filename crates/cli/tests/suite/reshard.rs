@@ -27,7 +27,12 @@ fn it_splits_merges_and_keeps() {
         ("--max-shard-size 20kb", &at("split"), "split", 6),
         ("--max-shard-size 20kb", &at("split"), "split", 6),
         ("--single --threads 1", &at("split"), "split", 1),
-        ("--max-shard-size 30000", &at("named.safetensors"), "split", 4),
+        (
+            "--max-shard-size 30000",
+            &at("named.safetensors"),
+            "split",
+            4,
+        ),
     ] {
         let mut words = vec!["reshard", from.to_str().unwrap()];
         let to = at(to);
@@ -122,7 +127,13 @@ fn a_file_is_no_folder_of_shards() {
     let folder = tempdir().unwrap();
     let to = folder.path().join("x.safetensors");
     let bert = bert();
-    let words = ["reshard", bert.to_str().unwrap(), to.to_str().unwrap(), "--max-shard-size", "1KB"];
+    let words = [
+        "reshard",
+        bert.to_str().unwrap(),
+        to.to_str().unwrap(),
+        "--max-shard-size",
+        "1KB",
+    ];
     let run = safeshard(words).ended(2);
     assert!(run.stderr.contains("name a folder"), "{}", run.stderr);
     assert!(names(folder.path()).is_empty());
@@ -143,7 +154,11 @@ fn losses_are_warned_of() {
     let folder = tempdir().unwrap();
     let (one, two) = shards();
     let at = |name: &str| folder.path().join(name);
-    write_with(&at(one), &[floats("a", &[1.0]), floats("gone", &[2.0])], &[("rank", "0")]);
+    write_with(
+        &at(one),
+        &[floats("a", &[1.0]), floats("gone", &[2.0])],
+        &[("rank", "0")],
+    );
     write_with(&at(two), &[floats("b", &[3.0])], &[("rank", "1\u{1b}[31m")]);
     let index = format!(r#"{{"metadata": {{}}, "weight_map": {{"a": "{one}", "b": "{two}"}}}}"#);
     fs::write(at(INDEX), index).unwrap();
@@ -166,19 +181,33 @@ fn files_go_along_only_if_asked_and_replace_nothing() {
     let bert = bert_in(folder.path());
     fs::write(bert.join("pytorch_model.bin"), "").unwrap();
     let to = folder.path().join("to");
-    let words = ["reshard", bert.to_str().unwrap(), to.to_str().unwrap(), "--single"];
+    let words = [
+        "reshard",
+        bert.to_str().unwrap(),
+        to.to_str().unwrap(),
+        "--single",
+    ];
     safeshard(words).ended(0);
     assert_eq!(names(&to), ["model.safetensors"]);
     let with_files = || safeshard(words.iter().chain(&["--with-files"]));
     let run = with_files().ended(0);
-    assert!(run.stdout.contains("\nnot copied along: pytorch_model.bin\n"), "{}", run.stdout);
+    assert!(
+        run.stdout
+            .contains("\nnot copied along: pytorch_model.bin\n"),
+        "{}",
+        run.stdout
+    );
     assert!(names(&to).contains(&"config.json".to_owned()));
     let config = fs::read(bert.join("config.json")).unwrap();
     assert!(fs::read(to.join("config.json")).unwrap() == config);
 
     fs::write(to.join("config.json"), "{}").unwrap();
     let run = with_files().ended(2);
-    assert!(run.stderr.starts_with("error[side-file-differs]"), "{}", run.stderr);
+    assert!(
+        run.stderr.starts_with("error[side-file-differs]"),
+        "{}",
+        run.stderr
+    );
     assert_eq!(fs::read(to.join("config.json")).unwrap(), b"{}");
 }
 
@@ -191,7 +220,14 @@ fn memory_does_not_grow_with_the_checkpoint() {
     let tensors: Vec<_> = ('a'..='f').map(|name| name.to_string()).collect();
     let tensors: Vec<_> = tensors
         .iter()
-        .map(|name| (name.as_str(), safetensors::Dtype::F32, vec![bytes.len() / 24], bytes[..bytes.len() / 6].to_vec()))
+        .map(|name| {
+            (
+                name.as_str(),
+                safetensors::Dtype::F32,
+                vec![bytes.len() / 24],
+                bytes[..bytes.len() / 6].to_vec(),
+            )
+        })
         .collect();
     write(&from, &tensors);
     drop((tensors, bytes));

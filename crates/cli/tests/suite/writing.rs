@@ -13,7 +13,10 @@ use crate::support::*;
 
 /// The names of two shards.
 pub(crate) fn shards() -> (&'static str, &'static str) {
-    ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    (
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    )
 }
 
 /// Two checkpoints must hold the same tensors.
@@ -54,7 +57,11 @@ fn run_jobs(script: &str, jobs: Vec<Value>, folder: &Path) {
     let path = folder.join("jobs.json");
     fs::write(&path, Value::from(jobs).to_string()).unwrap();
     let script = root().join("tests/python").join(script);
-    let output = Command::new(python()).arg(script).arg(path).output().unwrap();
+    let output = Command::new(python())
+        .arg(script)
+        .arg(path)
+        .output()
+        .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stdout}\n{stderr}");
@@ -76,5 +83,8 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)";
         .output()
         .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
-    stdout.trim().parse().unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
+    stdout
+        .trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
 }

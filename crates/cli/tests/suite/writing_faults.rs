@@ -24,7 +24,9 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// Whether this machine lets processes be traced; where it does not, the test ends loudly.
 fn can_trace() -> bool {
-    let works = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
+    let works = Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "true"])
+        .output();
     if works.is_ok_and(|output| output.status.success()) {
         return true;
     }
@@ -62,7 +64,9 @@ fn calls(folder: &Path) -> BTreeMap<String, usize> {
             continue;
         };
         if let Some((name, _)) = rest.trim_start().split_once('(') {
-            *counts.entry((thread.to_owned(), name.to_owned())).or_default() += 1;
+            *counts
+                .entry((thread.to_owned(), name.to_owned()))
+                .or_default() += 1;
         }
     }
     let mut most = BTreeMap::new();
@@ -88,7 +92,9 @@ fn tensors(path: &Path) -> Tensors {
 
 /// A folder with a copy of a small checkpoint.
 fn scene() -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempdir()).unwrap();
+    let folder = tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempdir())
+        .unwrap();
     let bert = bert_in(folder.path());
     (folder, bert)
 }
@@ -106,7 +112,9 @@ impl InPlace {
     fn new(args: &'static str) -> Self {
         let (folder, bert) = scene();
         let old = tensors(&bert);
-        let output = traced(folder.path(), args, None).wait_with_output().unwrap();
+        let output = traced(folder.path(), args, None)
+            .wait_with_output()
+            .unwrap();
         assert!(output.status.success(), "{output:?}");
         Self {
             args,
@@ -146,7 +154,11 @@ impl InPlace {
         assert!(tensors(bert) == self.new);
         // Shards may be of another generation.
         assert_eq!(names(bert).len(), self.names.len(), "{:?}", names(bert));
-        assert!(!names(bert).iter().any(|name| name.starts_with('.')), "{:?}", names(bert));
+        assert!(
+            !names(bert).iter().any(|name| name.starts_with('.')),
+            "{:?}",
+            names(bert)
+        );
     }
 }
 
@@ -194,8 +206,16 @@ fn a_full_medium_is_an_error_that_names_the_file() {
         let child = traced(folder.path(), "reshard bert to --single", Some(&inject));
         let run = Run::from(child.wait_with_output().unwrap()).ended(2);
         assert!(run.stderr.starts_with("error[io]: "), "{}", run.stderr);
-        assert!(run.stderr.contains("to/model.safetensors"), "{}", run.stderr);
-        assert!(run.stderr.contains("No space left on device"), "{}", run.stderr);
+        assert!(
+            run.stderr.contains("to/model.safetensors"),
+            "{}",
+            run.stderr
+        );
+        assert!(
+            run.stderr.contains("No space left on device"),
+            "{}",
+            run.stderr
+        );
         assert!(names(&folder.path().join("to")).is_empty());
         assert_eq!(names(&bert), before);
     }
@@ -216,7 +236,11 @@ fn slow(to: &str) -> Option<(TempDir, Child)> {
     let index = format!(r#"{{"metadata": {{}}, "weight_map": {{"a": "{one}", "b": "{two}"}}}}"#);
     fs::write(from.join("model.safetensors.index.json"), index).unwrap();
     let args = format!("reshard from {to} --single");
-    let child = traced(folder.path(), &args, Some("copy_file_range:delay_enter=500000"));
+    let child = traced(
+        folder.path(),
+        &args,
+        Some("copy_file_range:delay_enter=500000"),
+    );
     let begun = Instant::now();
     let copies = || fs::read_to_string(folder.path().join("trace.log")).unwrap_or_default();
     while !copies().contains("copy_file_range(") {
