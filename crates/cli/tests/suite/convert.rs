@@ -153,8 +153,8 @@ fn a_pattern_that_matches_nothing_is_warned_of() {
 #[case::no_name(&["--rename", "x"], "FROM=TO")]
 #[case::nothing_to_replace(&["--rename", "=x"], "FROM=TO")]
 #[case::not_offered(&["--dtype-for", "steps=F32"], "tensor `steps`: this cast is not offered")]
-#[case::collision(&["--rename", "^.*$=same"], "[name-collision]")]
-#[case::nothing_left(&["--include", "^nothing$"], "[nothing-left]")]
+#[case::collision(&["--rename", "^layer.0.*=same"], "error[name-collision]")]
+#[case::nothing_left(&["--include", "^nothing$"], "error[nothing-left]")]
 #[case::both(&["--single", "--max-shard-size", "1"], "cannot be used with")]
 fn what_cannot_be_is_refused_and_makes_nothing(#[case] args: &[&str], #[case] said: &str) {
     let folder = mixed();
