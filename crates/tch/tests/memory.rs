@@ -9,9 +9,10 @@ use safeshard_tch::{Checkpoint, LoadOptions, SaveOptions, floats_as, load, load_
 use tch::{Device, Kind, Tensor};
 
 const MIB: u64 = 1 << 20;
-/// Buffers of threads, pieces of 8 MiB, and what the allocator keeps of them; a tensor has 80 MiB, and two
-/// threads are at work.
-const SLACK: u64 = 96 * MIB;
+/// What README promises.
+const SLACK: u64 = 64 * MIB;
+/// Two threads gather at a time, of tensors of 80 MiB.
+const GATHERING: u64 = 96 * MIB;
 
 fn status(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -45,8 +46,8 @@ fn assert_below(peak: u64, result: u64, slack: u64) {
 #[test]
 fn nothing_needs_much_more_memory_than_its_result() {
     // What libtorch sets up when it is first used.
-    measure(12 * MIB, u64::MAX >> 1);
-    let loading = measure(240 * MIB, SLACK);
+    measure(12 * MIB, u64::MAX >> 1, u64::MAX >> 1);
+    let loading = measure(240 * MIB, SLACK, GATHERING);
     assert!(
         loading >= 240 * MIB,
         "this test does not measure: {loading} bytes"
@@ -54,7 +55,7 @@ fn nothing_needs_much_more_memory_than_its_result() {
 }
 
 /// Does everything with tensors of so many bytes; returns the peak of loading them.
-fn measure(payload: u64, slack: u64) -> u64 {
+fn measure(payload: u64, slack: u64, gathering_slack: u64) -> u64 {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
     let options = SaveOptions {
@@ -80,7 +81,7 @@ fn measure(payload: u64, slack: u64) -> u64 {
         .map(|(name, tensor)| (name.clone(), tensor.tr()))
         .collect();
     let (_, gathering) = peak(|| save(&turned));
-    assert_below(gathering, 0, slack);
+    assert_below(gathering, 0, gathering_slack);
     save(&tensors);
 
     let (loaded, loading) = peak(|| load(&path, Device::Cpu).unwrap());
