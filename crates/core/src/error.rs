@@ -407,7 +407,7 @@ codes! {
     AllZero "all-zero" Checkpoint "nothing but zeros" "";
     BoolValue "bool-value" Checkpoint "elements of BOOL are neither 0 nor 1" "";
     // What a manifest of digests says
-    ManifestSyntax "manifest-syntax" Format "not a line of a manifest" "a line is a digest of 64 digits, two spaces and a name, as `sha256sum` and `safeshard digest` write it";
+    ManifestSyntax "manifest-syntax" Checkpoint "not a line of a manifest" "a line is a digest of 64 digits, two spaces and a name, as `sha256sum` and `safeshard digest` write it";
     ManifestName "manifest-name" Checkpoint "the manifest names a file outside the checkpoint's folder" "";
     DigestMissing "digest-missing" Checkpoint "the manifest names a file that is not there" "fetch the missing file";
     DigestMismatch "digest-mismatch" Checkpoint "these are not the bytes that the manifest vouches for" "fetch the file again";
