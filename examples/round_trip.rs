@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use safeshard::{Checkpoint, SaveOptions};
+use safeshard::{Checkpoint, SaveOptions, ShardFile};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/tiny-bert");
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arrays = safeshard::ndarray::load(&through_candle)?;
     safeshard::ndarray::save_with(&arrays, &out, &like)?;
 
-    let mut files: Vec<_> = original.files().iter().map(|file| file.name()).collect();
+    let mut files: Vec<_> = original.files().iter().map(ShardFile::name).collect();
     if let Some(index) = original.index() {
         files.extend(index.path().file_name().and_then(|name| name.to_str()));
     }
