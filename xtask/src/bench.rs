@@ -4,6 +4,8 @@ use std::process::Command;
 
 use crate::{Result, Tree, setup, step};
 
+const PROGRAM: &str = "safeshard-bench";
+
 /// Builds the benchmark and passes everything on to it. Where it will measure, it gets the Python of
 /// the oracles, which are rivals too.
 pub(crate) fn run(tree: &Tree, args: &[&str]) -> Result {
@@ -22,15 +24,29 @@ pub(crate) fn run(tree: &Tree, args: &[&str]) -> Result {
     } else {
         None
     };
-    let mut bench = tree.cargo(&["run", "--release", "--package", "safeshard-bench"]);
-    // Only where a job is named that needs it: building libtorch's bindings takes minutes.
-    if let Some(python) = &python
-        && args.iter().any(|arg| arg.starts_with("tch-"))
-    {
-        bench.args(["--features", "tch"]);
-        setup::add_libtorch(&mut bench, python)?;
+    let mut build = tree.cargo(&["build", "--release", "--bin", PROGRAM]);
+    let mut bench = tree.command(tree.target.join("release").join(PROGRAM));
+    match &python {
+        // Only where a job is named that needs it: building libtorch's bindings takes minutes.
+        Some(python) if args.iter().any(|arg| arg.starts_with("tch-")) => {
+            build.args(["--package", PROGRAM, "--features", "tch"]);
+            setup::add_libtorch(&mut build, python)?;
+            setup::add_libtorch(&mut bench, python)?;
+        }
+        // With the quick start and what cargo takes into account for it: each set of features would
+        // compile candle once more.
+        _ => {
+            build.args(["--example", "quickstart", "--workspace"]);
+            build.args([
+                "--exclude",
+                "safeshard-tch",
+                "--exclude",
+                "safeshard-matrix",
+            ]);
+        }
     }
-    bench.arg("--").args(args);
+    step("build the benchmark", &mut build)?;
+    bench.args(args);
     if let Some(python) = python {
         bench.arg("--python").arg(python);
     }
