@@ -53,8 +53,9 @@ fn versions(folders: &Folders, python: Option<&Path>) -> Result<Vec<(String, Str
     let mut versions = Vec::new();
     for crate_name in ["candle-core", "candle-nn", "safetensors"] {
         let entry = format!("name = \"{crate_name}\"\nversion = \"");
+        // Rivals bring older ones along; the last is the newest, which is ours.
         let version = lock
-            .split_once(&entry)
+            .rsplit_once(&entry)
             .and_then(|(_, rest)| rest.split_once('"'));
         let version = version.map_or("unknown", |(version, _)| version);
         versions.push((crate_name.to_owned(), version.to_owned()));
