@@ -1,13 +1,12 @@
 //! The system calls of a child process, listed and struck one at a time with `strace`.
 
 use std::collections::HashMap;
+use std::env;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Output};
-use std::time::Duration;
-use std::{env, thread};
+use std::process::{Command, Output};
 
 use super::{child_command, passed};
 
@@ -17,6 +16,9 @@ const CALLS: &str = "?open,openat,?openat2,close,write,pwrite64,writev,pwritev,p
     ftruncate,fsync,fdatasync,?sync_file_range,fcntl,flock,?chmod,fchmod,fchmodat,?rename,?renameat,\
     renameat2,?link,linkat,?unlink,unlinkat,?rmdir,?mkdir,mkdirat,?symlink,symlinkat,\
     ?copy_file_range,?sendfile";
+
+/// In seconds.
+const LONGER_THAN_ANY_CHILD_TAKES: &str = "120";
 
 /// Paths that are not there: opening them marks where in a trace the tested code is.
 const BEGIN: &str = "/the-tested-code-begins";
@@ -42,17 +44,11 @@ pub fn works(tested: &str) -> bool {
 pub fn traced<T>(code: impl FnOnce() -> T) -> T {
     // strace counts each thread's calls apart, and strikes whichever thread is the first to come to
     // a number: this thread's numbers are made to begin where those of starting a process end.
-    const LONGER_THAN_ANY_CHILD_TAKES: Duration = Duration::from_secs(120);
     const MORE_THAN_STARTING_TAKES: usize = 60;
     for _ in 0..MORE_THAN_STARTING_TAKES {
         let mut null = File::options().write(true).open("/dev/null").unwrap();
         null.write_all(b"-").unwrap();
     }
-    thread::spawn(|| {
-        thread::sleep(LONGER_THAN_ANY_CHILD_TAKES);
-        eprintln!("the child hangs");
-        process::abort();
-    });
     File::open(BEGIN).unwrap_err();
     let result = code();
     File::open(END).unwrap_err();
@@ -179,7 +175,10 @@ fn injection(call: &Call, fault: &str, times: Times) -> String {
 fn run(root: &Path, injections: &[String]) -> Output {
     let log = log_in(root);
     let trace = format!("trace={CALLS}");
-    let mut words = vec!["strace", "-f", "-y", "-s", "0"];
+    // A thread of the child's own that watched the time was now and then killed before it had begun,
+    // and strace then gave it the call that the tested one was killed on.
+    let mut words = vec!["timeout", LONGER_THAN_ANY_CHILD_TAKES];
+    words.extend(["strace", "-f", "-y", "-s", "0"]);
     words.extend(["-o", log.to_str().unwrap(), "-e", &trace]);
     for injection in injections {
         words.extend(["-e", injection]);
@@ -236,7 +235,7 @@ fn parse(root: &Path, ended: Ended) -> Vec<Call> {
                 // A thread that only starts or waits looks at the system, not at the folder.
                 assert!(
                     !rest.contains(root.to_str().unwrap()),
-                    "several threads:\n{log}"
+                    "thread {tested} is tested, but this is of another: {line}\n{log}"
                 );
                 continue;
             }
