@@ -56,9 +56,10 @@ pub use format::write::DataAlignment;
 pub use io::buffer::{Destination, TypedBuffer, TypedVec};
 pub use io::cast::{Cast, CastError};
 pub use io::data::TensorData;
-pub use io::engine::{Cancel, Progress, ReadOptions};
+pub use io::engine::ReadOptions;
 pub use io::mmap::{MappedSource, PrivateMap};
 pub use io::source::{FileSource, MemorySource, ReadAt};
 #[doc(hidden)]
 pub use io::technique::Technique;
+pub use io::workers::{Cancel, Progress};
 pub use limits::Limits;

@@ -12,15 +12,14 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::{thread, vec};
+use std::sync::Arc;
 
 use super::buffer::{Destination, fill_all};
 use super::cast::Cast;
 use super::new_memory::NewMemory;
 use super::source::ReadAt;
 use super::technique::Technique;
+use super::workers::{Cancel, Progress, Workers, threads};
 use crate::{Code, Error, Result, Slice};
 
 /// Bytes of a file that one call reads: large enough that the call costs nothing, small enough that
@@ -47,9 +46,6 @@ const LONG_RUN: u64 = 64 << 10;
 /// What lies between two runs is read along, rather than making a call for each, up to this length.
 const SMALL_GAP: u64 = 8 << 10;
 
-/// More threads than this have not made any storage faster.
-const MAX_THREADS: usize = 8;
-
 /// Less than this is read before another thread has started.
 const WORTH_A_THREAD: u64 = 512 << 10;
 
@@ -75,44 +71,9 @@ impl fmt::Debug for ReadOptions {
     }
 }
 
-/// How far a read or a save has come, in bytes of tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes read or written so far.
-    pub done: u64,
-    /// Bytes to read or to write in all.
-    pub total: u64,
-}
-
-/// A switch that stops a running read or save, from any thread; clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<Switch>);
-
-#[derive(Debug, Default)]
-struct Switch {
-    used: AtomicBool,
-    parent: Option<Cancel>,
-}
-
-impl Cancel {
-    /// A switch that this one works too, but that does not work this one.
-    #[must_use]
-    pub fn child(&self) -> Self {
-        Self(Arc::new(Switch {
-            used: AtomicBool::new(false),
-            parent: Some(self.clone()),
-        }))
-    }
-
-    /// Stops every read and save that was given this switch; they fail with `cancelled`.
-    pub fn cancel(&self) {
-        self.0.used.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether it was used.
-    pub fn is_cancelled(&self) -> bool {
-        let parent = self.0.parent.as_ref();
-        self.0.used.load(Ordering::Relaxed) || parent.is_some_and(Self::is_cancelled)
+impl ReadOptions {
+    pub(crate) fn workers(&self, threads: usize, total: u64) -> Workers<'_> {
+        Workers::new(threads, self.progress.as_ref(), self.cancel.as_ref(), total)
     }
 }
 
@@ -153,7 +114,7 @@ pub(crate) fn fill<D: Destination>(
     };
     let piece_len = match total / WORTH_A_THREAD {
         0 | 1 => longest,
-        _ => (total / (PIECES_A_THREAD * most_threads(options) as u64))
+        _ => (total / (PIECES_A_THREAD * threads(options.threads) as u64))
             .clamp(SHORT_PIECE, longest)
             .next_multiple_of(SHORT_PIECE),
     };
@@ -168,20 +129,20 @@ pub(crate) fn fill<D: Destination>(
         pieces.sort_by_key(|piece| (piece.file, piece.file_offset()));
     }
 
-    let queue = Queue {
-        pieces: Mutex::new(pieces.into_iter()),
-        new_memory,
-        stopped: AtomicBool::new(false),
-        error: Mutex::new(None),
-        done: Mutex::new(0),
-        total,
-        options,
-    };
-    queue.run()?;
-    drop(queue);
+    let threads = useful_threads(&pieces, total, options);
+    let workers = options.workers(threads, total);
+    workers.each(pieces, Scratch::default, |piece, scratch| {
+        workers.go_on()?;
+        new_memory.before_filling(piece.memory);
+        let len = piece.len;
+        piece.read(scratch)?;
+        workers.add(len);
+        Ok(())
+    })?;
+    drop(new_memory);
 
     let filled = jobs.into_iter().map(|job| {
-        // SAFETY: `cut` covered the whole of every destination with pieces, and `run` returned
+        // SAFETY: `cut` covered the whole of every destination with pieces, and `each` returned
         // without error, so `Piece::read` has returned `Ok` for each of them: every byte of every
         // piece was written.
         unsafe { job.destination.assume_filled() }
@@ -204,13 +165,17 @@ struct Piece<'j> {
     memory: &'j mut [MaybeUninit<u8>],
 }
 
-/// As many as asked for, or as there are cores.
-fn most_threads(options: &ReadOptions) -> usize {
-    let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    // Finding out means reading files; it does not change.
-    static AVAILABLE: OnceLock<usize> = OnceLock::new();
-    let threads = options.threads.map(NonZeroUsize::get);
-    threads.unwrap_or_else(|| *AVAILABLE.get_or_init(|| available().min(MAX_THREADS)))
+/// No more threads than there is work for.
+fn useful_threads(pieces: &[Piece<'_>], total: u64, options: &ReadOptions) -> usize {
+    // The files of a checkpoint lie on one medium.
+    let first = pieces.first();
+    let one_stream = || first.is_some_and(|piece| piece.source.prefers_one_stream());
+    let useful = usize::try_from(total / WORTH_A_THREAD).unwrap_or(usize::MAX);
+    let useful = useful.min(pieces.len()).max(1);
+    match options.threads {
+        None if useful == 1 || one_stream() => 1,
+        asked => threads(asked).min(useful),
+    }
 }
 
 fn cut<'j, D: Destination>(
@@ -391,90 +356,4 @@ impl Room {
         }
         self.0.get_mut(..len).unwrap_or_default()
     }
-}
-
-/// The pieces that are left, and what became of the others.
-struct Queue<'j, 'o> {
-    pieces: Mutex<vec::IntoIter<Piece<'j>>>,
-    new_memory: NewMemory,
-    stopped: AtomicBool,
-    error: Mutex<Option<Error>>,
-    done: Mutex<u64>,
-    total: u64,
-    options: &'o ReadOptions,
-}
-
-impl<'j> Queue<'j, '_> {
-    fn run(&self) -> Result<()> {
-        let threads = self.threads();
-        thread::scope(|scope| {
-            for _ in 1..threads {
-                // Where no further thread can be had, the others do its work.
-                let worker = thread::Builder::new().name("safeshard-read".into());
-                let _no_thread = worker.spawn_scoped(scope, || self.work());
-            }
-            self.work();
-        });
-        match lock(&self.error).take() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-
-    fn threads(&self) -> usize {
-        let pieces = lock(&self.pieces);
-        // The files of a checkpoint lie on one medium.
-        let one_stream = || {
-            let first = pieces.as_slice().first();
-            first.is_some_and(|piece| piece.source.prefers_one_stream())
-        };
-        let useful = usize::try_from(self.total / WORTH_A_THREAD).unwrap_or(usize::MAX);
-        let useful = useful.min(pieces.len()).max(1);
-        match self.options.threads {
-            None if useful == 1 || one_stream() => 1,
-            _ => most_threads(self.options).min(useful),
-        }
-    }
-
-    fn work(&self) {
-        let mut scratch = Scratch::default();
-        while !self.stopped.load(Ordering::Relaxed) {
-            let next = lock(&self.pieces).next();
-            let Some(piece) = next else {
-                return;
-            };
-            let len = piece.len;
-            let result = match &self.options.cancel {
-                Some(cancel) if cancel.is_cancelled() => Err(Error::new(Code::Cancelled)),
-                _ => {
-                    self.new_memory.before_filling(piece.memory);
-                    piece.read(&mut scratch)
-                }
-            };
-            match result {
-                Ok(()) => self.report(len),
-                Err(error) => {
-                    lock(&self.error).get_or_insert(error);
-                    self.stopped.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-    }
-
-    fn report(&self, len: u64) {
-        // Held during the call, so that `done` only ever grows for the one who is told.
-        let mut done = lock(&self.done);
-        *done += len;
-        if let Some(progress) = &self.options.progress {
-            progress(Progress {
-                done: *done,
-                total: self.total,
-            });
-        }
-    }
-}
-
-/// A lock that a panicking progress callback cannot break: what it guards is always whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

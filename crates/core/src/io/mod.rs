@@ -21,3 +21,4 @@ pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod technique;
 pub(crate) mod transfer;
+pub(crate) mod workers;

@@ -3,22 +3,16 @@
 //! What is looked at comes in blocks that fit a processor's cache, so that the bytes are still there
 //! when they are hashed, counted or compared; a mapped file is looked at where it lies.
 
-use std::mem::{self, MaybeUninit};
-use std::num::NonZeroUsize;
+use std::mem::MaybeUninit;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use super::buffer::fill_all;
 use super::source::ReadAt;
-use crate::{Cancel, Code, Error, Progress, ReadOptions, Result};
+use super::workers::{Workers, threads};
+use crate::{Code, Error, ReadOptions, Result};
 
 /// Bytes in a block: whole elements of any dtype, those of 6 bits included.
 const BLOCK: u64 = 3 << 17;
-
-/// More threads than this have not made any storage faster.
-const MAX_THREADS: usize = 8;
 
 /// Bytes of a file that lie side by side.
 #[derive(Clone, Copy, Debug)]
@@ -30,25 +24,13 @@ pub(crate) struct Span<'s> {
     pub(crate) len: u64,
 }
 
-/// How far a scan has come, and whether it goes on.
-pub(crate) struct Scan<'o> {
-    options: &'o ReadOptions,
-    /// The caller's switch works it, and the first failure does.
-    stop: Cancel,
-    total: u64,
-    done: Mutex<u64>,
-}
+/// One look at some bytes.
+pub(crate) struct Scan<'o>(Workers<'o>);
 
 impl<'o> Scan<'o> {
     /// Of so many bytes.
     pub(crate) fn new(options: &'o ReadOptions, total: u64) -> Self {
-        let cancel = options.cancel.as_ref();
-        Self {
-            options,
-            stop: cancel.map(Cancel::child).unwrap_or_default(),
-            total,
-            done: Mutex::new(0),
-        }
+        Self(options.workers(threads(options.threads), total))
     }
 
     /// Does the same with every item, on as many threads as the options say; results come in order.
@@ -60,83 +42,20 @@ impl<'o> Scan<'o> {
         items: &[I],
         work: impl Fn(&I, &mut Reader<'_>) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
-        let next = AtomicUsize::new(0);
-        let results = Mutex::new(Vec::with_capacity(items.len()));
-        let failure = Mutex::new(None);
-        let worker = || {
-            let stop = StopWhenDropped(&self.stop);
-            let mut reader = Reader::new(self);
-            while !self.stop.is_cancelled() {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(item) = items.get(at) else {
-                    break;
-                };
-                match work(item, &mut reader) {
-                    Ok(result) => lock(&results).push((at, result)),
-                    Err(error) => {
-                        lock(&failure).get_or_insert(error);
-                        self.stop.cancel();
-                    }
-                }
-            }
-            mem::forget(stop);
-        };
-        thread::scope(|scope| {
-            for _ in 1..self.threads().min(items.len()) {
-                // Where no further thread can be had, the others do its work.
-                let thread = thread::Builder::new().name("safeshard-scan".into());
-                let _no_thread = thread.spawn_scoped(scope, worker);
-            }
-            worker();
-        });
-        if let Some(error) = lock(&failure).take() {
-            return Err(error);
-        }
-        self.go_on()?;
-        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-        results.sort_unstable_by_key(|&(at, _)| at);
-        Ok(results.into_iter().map(|(_, result)| result).collect())
-    }
-
-    fn go_on(&self) -> Result<()> {
-        match self.stop.is_cancelled() {
-            true => Err(Error::new(Code::Cancelled)),
-            false => Ok(()),
-        }
-    }
-
-    fn add(&self, bytes: u64) {
-        let Some(progress) = &self.options.progress else {
-            return;
-        };
-        // Held during the call, so that `done` only ever grows for the one who is told.
-        let mut done = lock(&self.done);
-        *done += bytes;
-        progress(Progress {
-            done: *done,
-            total: self.total,
-        });
-    }
-
-    fn threads(&self) -> usize {
-        let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        match self.options.threads {
-            Some(threads) => threads.get(),
-            None => available().min(MAX_THREADS),
-        }
+        self.0.each(items, || Reader::new(&self.0), work)
     }
 }
 
 /// What one thread reads with.
 pub(crate) struct Reader<'s> {
-    scan: &'s Scan<'s>,
+    workers: &'s Workers<'s>,
     blocks: [Block; 2],
 }
 
 impl<'s> Reader<'s> {
-    fn new(scan: &'s Scan<'s>) -> Self {
+    fn new(workers: &'s Workers<'s>) -> Self {
         Self {
-            scan,
+            workers,
             blocks: Default::default(),
         }
     }
@@ -150,11 +69,11 @@ impl<'s> Reader<'s> {
         let [block, _] = &mut self.blocks;
         let mut at = 0;
         while at < span.len {
-            self.scan.go_on()?;
+            self.workers.go_on()?;
             let bytes = block.of(span, at, BLOCK)?;
             show(bytes)?;
             at += bytes.len() as u64;
-            self.scan.add(bytes.len() as u64);
+            self.workers.add(bytes.len() as u64);
         }
         Ok(())
     }
@@ -174,10 +93,10 @@ impl<'s> Reader<'s> {
         let [step_a, step_b] = [elements * bits_a / 8, elements * bits_b / 8];
         let (mut at_a, mut at_b) = (0, 0);
         while at_a < a.len && at_b < b.len {
-            self.scan.go_on()?;
+            self.workers.go_on()?;
             let part = block_a.of(a, at_a, step_a)?;
             show(part, block_b.of(b, at_b, step_b)?);
-            self.scan.add(part.len() as u64);
+            self.workers.add(part.len() as u64);
             at_a += step_a;
             at_b += step_b;
         }
@@ -216,18 +135,4 @@ impl Block {
             .map(|bytes| &*bytes)
             .map_err(|error| error.at_path(span.path).at_offset(start))
     }
-}
-
-/// Stops the others where one panics: their work would be for nothing.
-struct StopWhenDropped<'m>(&'m Cancel);
-
-impl Drop for StopWhenDropped<'_> {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
-}
-
-/// A lock that a panicking progress callback cannot break: what it guards is always whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

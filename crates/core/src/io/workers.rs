@@ -1,77 +1,142 @@
-//! Several files at a time: threads, progress, and one stop for all of them.
+//! Work on a few threads: one queue, one count of what is done, and one stop for all of them.
 
 use std::mem;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
-use super::SaveOptions;
-use crate::{Cancel, Code, Error, Progress, Result};
+use crate::{Code, Error, Result};
 
 /// More threads than this have not made any storage faster.
 const MAX_THREADS: usize = 8;
 
-/// How far a save has come, and whether it goes on.
-pub(super) struct Meter<'o> {
-    options: &'o SaveOptions,
+/// How far a read or a save has come, in bytes of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes read or written so far.
+    pub done: u64,
+    /// Bytes to read or to write in all.
+    pub total: u64,
+}
+
+/// What is called to tell how far work has come.
+pub(crate) type OnProgress = dyn Fn(Progress) + Send + Sync;
+
+/// A switch that stops a running read or save, from any thread; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<Switch>);
+
+#[derive(Debug, Default)]
+struct Switch {
+    used: AtomicBool,
+    parent: Option<Cancel>,
+}
+
+impl Cancel {
+    /// A switch that this one works too, but that does not work this one.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self(Arc::new(Switch {
+            used: AtomicBool::new(false),
+            parent: Some(self.clone()),
+        }))
+    }
+
+    /// Stops every read and save that was given this switch; they fail with `cancelled`.
+    pub fn cancel(&self) {
+        self.0.used.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was used.
+    pub fn is_cancelled(&self) -> bool {
+        let parent = self.0.parent.as_ref();
+        self.0.used.load(Ordering::Relaxed) || parent.is_some_and(Self::is_cancelled)
+    }
+}
+
+/// As many threads as asked for, or as there are cores, at most 8.
+pub(crate) fn threads(asked: Option<NonZeroUsize>) -> usize {
+    // Finding out means reading files; it does not change.
+    static AVAILABLE: OnceLock<usize> = OnceLock::new();
+    let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    asked.map_or_else(
+        || *AVAILABLE.get_or_init(|| available().min(MAX_THREADS)),
+        NonZeroUsize::get,
+    )
+}
+
+/// The threads of one call, how far they have come, and whether they go on.
+pub(crate) struct Workers<'o> {
+    threads: usize,
+    on_progress: Option<&'o OnProgress>,
     /// The caller's switch works it, and the first failure does.
     stop: Cancel,
     total: u64,
     done: Mutex<u64>,
 }
 
-impl<'o> Meter<'o> {
-    /// For so many bytes of tensors.
-    pub(super) fn new(options: &'o SaveOptions, total: u64) -> Self {
-        let cancel = options.cancel.as_ref();
+impl<'o> Workers<'o> {
+    /// For work on so many bytes.
+    pub(crate) fn new(
+        threads: usize,
+        on_progress: Option<&'o Arc<OnProgress>>,
+        cancel: Option<&Cancel>,
+        total: u64,
+    ) -> Self {
         Self {
-            options,
+            threads,
+            on_progress: on_progress.map(|call| &**call),
             stop: cancel.map(Cancel::child).unwrap_or_default(),
             total,
             done: Mutex::new(0),
         }
     }
 
-    /// Fails with `cancelled` once the save is to stop.
-    pub(super) fn go_on(&self) -> Result<()> {
+    /// Fails with `cancelled` once the work is to stop.
+    pub(crate) fn go_on(&self) -> Result<()> {
         match self.stop.is_cancelled() {
             true => Err(Error::new(Code::Cancelled)),
             false => Ok(()),
         }
     }
 
-    /// Counts bytes of tensors and tells the caller.
-    pub(super) fn add(&self, bytes: u64) {
+    /// Counts bytes and tells the caller.
+    pub(crate) fn add(&self, bytes: u64) {
+        let Some(on_progress) = self.on_progress else {
+            return;
+        };
         // Held during the call, so that `done` only ever grows for the one who is told.
         let mut done = lock(&self.done);
         *done += bytes;
-        if let Some(progress) = &self.options.progress {
-            progress(Progress {
-                done: *done,
-                total: self.total,
-            });
-        }
+        on_progress(Progress {
+            done: *done,
+            total: self.total,
+        });
     }
 
-    /// Does the same with every item, on as many threads as the options say; results come in order.
-    /// The first failure, or a panic, stops all of them.
-    pub(super) fn each<I: Sync, T: Send>(
+    /// Does the same with every item; each thread has something of its own to do it with. Results
+    /// come in order. The first failure, or a panic, stops all of them.
+    pub(crate) fn each<I: Send, O, T: Send>(
         &self,
-        items: &[I],
-        work: impl Fn(&I) -> Result<T> + Sync,
+        items: impl IntoIterator<Item = I, IntoIter: ExactSizeIterator + Send>,
+        own: impl Fn() -> O + Sync,
+        work: impl Fn(I, &mut O) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
-        let next = AtomicUsize::new(0);
-        let results = Mutex::new(Vec::with_capacity(items.len()));
+        let items = items.into_iter();
+        let count = items.len();
+        let items = Mutex::new(items.enumerate());
+        let results = Mutex::new(Vec::with_capacity(count));
         let failure = Mutex::new(None);
         let worker = || {
             let stop = StopWhenDropped(&self.stop);
+            let mut own = own();
             while !self.stop.is_cancelled() {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(item) = items.get(at) else {
+                let next = lock(&items).next();
+                let Some((at, item)) = next else {
                     break;
                 };
-                match work(item) {
+                match work(item, &mut own) {
                     Ok(result) => lock(&results).push((at, result)),
                     Err(error) => {
                         lock(&failure).get_or_insert(error);
@@ -82,9 +147,9 @@ impl<'o> Meter<'o> {
             mem::forget(stop);
         };
         thread::scope(|scope| {
-            for _ in 1..self.threads().min(items.len()) {
+            for _ in 1..self.threads.min(count) {
                 // Where no further thread can be had, the others do its work.
-                let thread = thread::Builder::new().name("safeshard-save".into());
+                let thread = thread::Builder::new().name("safeshard".into());
                 let _no_thread = thread.spawn_scoped(scope, worker);
             }
             worker();
@@ -92,18 +157,12 @@ impl<'o> Meter<'o> {
         if let Some(error) = lock(&failure).take() {
             return Err(error);
         }
-        self.go_on()?;
         let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if results.len() < count {
+            return Err(Error::new(Code::Cancelled));
+        }
         results.sort_unstable_by_key(|&(at, _)| at);
         Ok(results.into_iter().map(|(_, result)| result).collect())
-    }
-
-    fn threads(&self) -> usize {
-        let available = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        match self.options.threads {
-            Some(threads) => threads.get(),
-            None => available().min(MAX_THREADS),
-        }
     }
 }
 
@@ -127,20 +186,15 @@ mod tests {
 
     use super::*;
 
-    fn with_threads(threads: usize) -> SaveOptions {
-        SaveOptions {
-            threads: NonZeroUsize::new(threads),
-            ..SaveOptions::default()
-        }
+    fn workers(threads: usize) -> Workers<'static> {
+        Workers::new(threads, None, None, 0)
     }
 
     #[test]
     fn everything_is_done_once_and_comes_in_order() {
         for threads in [1, 2, 5, 100] {
-            let options = with_threads(threads);
-            let items: Vec<_> = (0..50).collect();
-            let results = Meter::new(&options, 0)
-                .each(&items, |at| Ok(at * at))
+            let results = workers(threads)
+                .each(0..50, || (), |at, ()| Ok(at * at))
                 .unwrap();
             assert!(results.into_iter().eq((0..50).map(|at| at * at)));
         }
@@ -149,46 +203,42 @@ mod tests {
     #[test]
     fn the_first_failure_is_the_answer_and_stops_the_others() {
         for threads in [1, 2, 5] {
-            let options = with_threads(threads);
-            let meter = Meter::new(&options, 0);
-            let items: Vec<_> = (0..1_000_000).collect();
-            let result = meter.each(&items, |at| match at {
+            let workers = workers(threads);
+            let work = |at, (): &mut ()| match at {
                 10 => Err(Error::new(Code::TensorShort)),
-                _ => meter.go_on().map(|()| thread::yield_now()),
-            });
+                _ => workers.go_on().map(|()| thread::yield_now()),
+            };
+            let result = workers.each(0..1_000_000, || (), work);
             assert_eq!(result.unwrap_err().code(), Code::TensorShort);
-            assert_eq!(meter.go_on().unwrap_err().code(), Code::Cancelled);
+            assert_eq!(workers.go_on().unwrap_err().code(), Code::Cancelled);
         }
     }
 
     #[test]
     fn a_failure_does_not_work_the_switch_of_the_caller() {
-        let options = SaveOptions {
-            cancel: Some(Cancel::default()),
-            ..SaveOptions::default()
-        };
-        let failing = |_: &i32| Err::<(), _>(Error::new(Code::TensorShort));
-        Meter::new(&options, 0).each(&[0, 1], failing).unwrap_err();
-        assert!(!options.cancel.as_ref().unwrap().is_cancelled());
-        options.cancel.as_ref().unwrap().cancel();
-        let error = Meter::new(&options, 0)
-            .each(&[0, 1], |at| Ok(*at))
-            .unwrap_err();
+        let cancel = Cancel::default();
+        let workers = || Workers::new(1, None, Some(&cancel), 0);
+        let failing = |_, (): &mut ()| Err::<(), _>(Error::new(Code::TensorShort));
+        workers().each(0..2, || (), failing).unwrap_err();
+        assert!(!cancel.is_cancelled());
+        cancel.cancel();
+        let error = workers().each(0..2, || (), |at, ()| Ok(at)).unwrap_err();
         assert_eq!(error.code(), Code::Cancelled);
     }
 
     #[test]
     fn a_panic_stops_the_others() {
-        let options = with_threads(2);
-        let meter = Meter::new(&options, 0);
-        let waits = |at: &i32| match at {
+        let workers = workers(2);
+        let waits = |at, (): &mut ()| match at {
             0 => panic!("on purpose"),
             _ => loop {
-                meter.go_on()?;
+                workers.go_on()?;
                 thread::yield_now();
             },
         };
-        let result = catch_unwind(AssertUnwindSafe(|| meter.each::<_, ()>(&[0, 1], waits)));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            workers.each::<_, _, ()>(0..2, || (), waits)
+        }));
         assert!(result.is_err());
     }
 }

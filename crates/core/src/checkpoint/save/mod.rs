@@ -22,7 +22,6 @@ pub(super) mod stored;
 #[cfg(test)]
 mod testing;
 mod ties;
-mod workers;
 mod write;
 
 use std::collections::BTreeMap;
@@ -34,13 +33,13 @@ use std::path::{Path, PathBuf};
 use destination::Destination;
 use prepare::{NewFile, Prepared};
 use shards::Names;
-use workers::Meter;
 use write::{Output, is_in_file, write_file};
 
 use crate::format::write::NewTensor;
 use crate::io::lock::{FolderLock, sweep};
 use crate::io::publish::{Mode, Publish, Stage, sync_folder};
 use crate::io::sink::{Origin, Sink};
+use crate::io::workers::Workers;
 use crate::{Code, Dtype, Error, Result, TensorData};
 
 pub use metadata::{MetadataChange, MetadataWrite, change_metadata};
@@ -231,11 +230,11 @@ pub fn write_to(
 ) -> Result<()> {
     let prepared = Prepared::new(&tensors, options)?;
     let file = prepared.one_file()?;
-    let meter = Meter::new(options, prepared.total_size);
+    let workers = options.workers(prepared.total_size);
     let failed = |error| Error::io(Code::Io, error);
     let mut sink = |bytes: &[u8]| writer.write_all(bytes).map_err(failed);
     let output = Output::Writer(&mut sink);
-    write_file(output, &file.header, prepared.in_order(&file), &meter)?;
+    write_file(output, &file.header, prepared.in_order(&file), &workers)?;
     writer.flush().map_err(failed)
 }
 
@@ -258,13 +257,13 @@ fn save_file(
         error.found("a name that is not UTF-8")
     })?;
     let mode = Mode::at(path)?;
-    let meter = Meter::new(options, prepared.total_size);
+    let workers = options.workers(prepared.total_size);
     // Without the lock of the folder, so that saves of different files do not wait for each other: as
     // long as the descriptor is open, nobody sweeps the stage.
-    let (stage, _open) = stage(&prepared, &file, folder, name, mode, &meter)?;
+    let (stage, _open) = stage(&prepared, &file, folder, name, mode, &workers)?;
     let lock = FolderLock::acquire(folder, options.cancel.as_ref())?;
     recover::recover(folder, name, &lock)?;
-    meter.go_on()?;
+    workers.go_on()?;
     prepare(folder)?;
     stage.publish(Publish::Replace)?;
     sweep(folder, &lock);
@@ -301,13 +300,18 @@ fn save_folder(
     if sharded && names != usual {
         index = Some(prepared.index(&files, &names)?);
     }
-    let meter = Meter::new(options, prepared.total_size);
+    let workers = options.workers(prepared.total_size);
     let jobs: Vec<_> = files.iter().zip(&names).collect();
-    let mut shards = meter.each(&jobs, |(file, name)| {
-        let mode = to.mode_for(name)?;
-        let (stage, _closed) = stage(&prepared, file, to.folder(), name, mode, &meter)?;
-        Ok(stage)
-    })?;
+    let mut shards = workers.each(
+        jobs,
+        || (),
+        |(file, name), ()| {
+            let mode = to.mode_for(name)?;
+            let (stage, _closed) = stage(&prepared, file, to.folder(), name, mode, &workers)?;
+            Ok(stage)
+        },
+    )?;
+    workers.go_on()?;
     let index_name = to.index_name();
     let main = match &index {
         Some(bytes) => {
@@ -333,7 +337,7 @@ fn stage(
     folder: &Path,
     name: &str,
     mode: Mode,
-    meter: &Meter<'_>,
+    workers: &Workers<'_>,
 ) -> Result<(Stage, File)> {
     let (stage, descriptor) = Stage::create(folder, name, mode)?;
     let write = || {
@@ -344,7 +348,7 @@ fn stage(
         };
         let mut sink = Sink::new(&descriptor, len, prepared.options.durability, origin)?;
         let tensors = prepared.in_order(file);
-        write_file(Output::File(&mut sink), &file.header, tensors, meter)?;
+        write_file(Output::File(&mut sink), &file.header, tensors, workers)?;
         sink.finish()
     };
     write().map_err(|error| error.at_path(stage.target()))?;

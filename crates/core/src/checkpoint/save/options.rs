@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::shard_size::ShardSize;
+use crate::io::workers::{Workers, threads};
 use crate::{Cancel, DataAlignment, Progress};
 
 /// How a checkpoint is saved. The default is what `transformers` writes: safetensors files of up to
@@ -48,6 +49,13 @@ pub struct SaveOptions {
     pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
     /// Stops the save when cancelled; what was there before stays.
     pub cancel: Option<Cancel>,
+}
+
+impl SaveOptions {
+    pub(super) fn workers(&self, total: u64) -> Workers<'_> {
+        let threads = threads(self.threads);
+        Workers::new(threads, self.progress.as_ref(), self.cancel.as_ref(), total)
+    }
 }
 
 impl Default for SaveOptions {

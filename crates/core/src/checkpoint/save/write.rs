@@ -6,11 +6,11 @@ use std::ops::Range;
 
 use super::SaveTensor;
 use super::prepare::wrong_size;
-use super::workers::Meter;
 use crate::format::write::NewHeader;
 use crate::io::sink::Sink;
 use crate::io::source::{FileSource, ReadAt};
 use crate::io::transfer::read_through;
+use crate::io::workers::Workers;
 use crate::{Code, Error, Result};
 
 /// Bytes that are written before the save is counted again, and looks whether it goes on.
@@ -53,12 +53,12 @@ pub(super) fn write_file<'t>(
     output: Output<'_, '_>,
     header: &NewHeader,
     tensors: impl Iterator<Item = &'t SaveTensor<'t>>,
-    meter: &Meter<'_>,
+    workers: &Workers<'_>,
 ) -> Result<()> {
-    meter.go_on()?;
+    workers.go_on()?;
     let mut file = FileWriter {
         output,
-        meter,
+        workers,
         position: header.bytes().len() as u64,
         uncounted: 0,
     };
@@ -127,10 +127,10 @@ impl Run<'_> {
 
 struct FileWriter<'w, 'o, 'f> {
     output: Output<'o, 'f>,
-    meter: &'w Meter<'w>,
+    workers: &'w Workers<'w>,
     /// Bytes of the file so far.
     position: u64,
-    /// Bytes of tensors that the meter does not know of yet.
+    /// Bytes of tensors that are not counted yet.
     uncounted: u64,
 }
 
@@ -167,7 +167,7 @@ impl FileWriter<'_, '_, '_> {
             // Where the pieces end at whole blocks, a file system that can share blocks does.
             let len = PIECE - self.position % PIECE;
             let piece = at..run.range.end.min(at + len);
-            self.meter.go_on()?;
+            self.workers.go_on()?;
             let copied = self.output.copy(&run.file, piece.clone());
             copied.map_err(|error| run.name(error, &piece))?;
             self.took(piece.end - piece.start);
@@ -203,7 +203,7 @@ impl FileWriter<'_, '_, '_> {
 
     fn write_pieces(&mut self, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(PIECE as usize) {
-            self.meter.go_on()?;
+            self.workers.go_on()?;
             self.output.write(piece)?;
             self.took(piece.len() as u64);
         }
@@ -220,7 +220,7 @@ impl FileWriter<'_, '_, '_> {
 
     fn count(&mut self) {
         if self.uncounted > 0 {
-            self.meter.add(self.uncounted);
+            self.workers.add(self.uncounted);
             self.uncounted = 0;
         }
     }
