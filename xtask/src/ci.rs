@@ -19,7 +19,8 @@ pub(crate) fn lint(tree: &Tree) -> Result {
     // As the tests do, so that what was compiled for them, libtorch's bindings above all, serves here.
     let python = setup::python(tree)?;
     let mut clippy = tree.cargo(&["clippy", "--workspace", "--all-targets"]);
-    clippy.args(["--", "-D", "warnings"]);
+    // The benchmark measures libtorch only where it is asked to.
+    clippy.args(["--features", "safeshard-bench/tch", "--", "-D", "warnings"]);
     setup::add_libtorch(&mut clippy, &python)?;
     step("cargo clippy", &mut clippy)?;
     let mut doc = tree.cargo(&["doc", "--no-deps", "--workspace"]);
