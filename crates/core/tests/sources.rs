@@ -419,6 +419,8 @@ enum Oddity {
     Fails(u64),
     /// Says that it is longer than it is.
     Boasts,
+    /// Lends fewer bytes than it has.
+    Stingy,
 }
 
 impl ReadAt for Odd {
@@ -448,10 +450,18 @@ impl ReadAt for Odd {
                 Err(Error::io(Code::Io, std::io::Error::from_raw_os_error(5)).at_offset(end))
             }
             Oddity::Boasts => Err(Error::new(Code::FileTruncated).at_offset(offset)),
-            Oddity::Interrupted | Oddity::Fails(_) => Ok(buf.write_copy_of_slice(good)),
+            Oddity::Interrupted | Oddity::Fails(_) | Oddity::Stingy => {
+                Ok(buf.write_copy_of_slice(good))
+            }
         }
     }
+
+    fn as_bytes(&self) -> Option<&[u8]> {
+        (self.kind == Oddity::Stingy).then(|| &self.bytes[..LENT_BY_THE_STINGY])
+    }
 }
+
+const LENT_BY_THE_STINGY: usize = 40_000;
 
 fn odd(kind: Oddity) -> Checkpoint {
     let a: Vec<u8> = (0..30_000u32).map(|i| (i % 253) as u8).collect();
@@ -524,6 +534,19 @@ fn a_source_that_fails_half_way_names_file_tensor_and_byte() {
     }
     let error = refused(odd(Oddity::Boasts).read("b"), Code::FileTruncated);
     assert_eq!(error.path(), Some(Path::new("odd")));
+}
+
+#[test]
+fn a_source_that_lends_too_little_is_an_error() {
+    let [_, _, columns, every_other] = ways();
+    for way in [columns, every_other] {
+        let checkpoint = odd(Oddity::Stingy);
+        let expected = odd(Oddity::Fails(u64::MAX)).read_slice("a", &way).unwrap();
+        assert_eq!(checkpoint.read_slice("a", &way).unwrap(), expected);
+        let error = refused(checkpoint.read_slice("b", &way), Code::FileTruncated);
+        assert_eq!(error.path(), Some(Path::new("odd")));
+        assert_eq!(error.tensor(), Some("b"));
+    }
 }
 
 #[test]

@@ -93,6 +93,18 @@ pub(crate) struct Job<'s, D> {
 }
 
 impl<D> Job<'_, D> {
+    /// Bytes of the file that are read or passed by: the gaps in a scattered slice cost nearly as much
+    /// as its runs.
+    fn effort(&self) -> u64 {
+        let slice = &self.slice;
+        let gaps = slice.run_count().saturating_mul(SMALL_GAP);
+        let span = match slice.byte_len() {
+            0 => 0,
+            len => slice.offset_of(len - 1) - slice.offset_of(0),
+        };
+        span.min(slice.byte_len().saturating_add(gaps))
+    }
+
     /// Bytes of the destination for `bytes` of the file; the two differ where a cast is asked for.
     fn scaled(&self, bytes: u64) -> u64 {
         self.cast.map_or(bytes, |cast| cast.output_len(bytes))
@@ -112,7 +124,9 @@ pub(crate) fn fill<D: Destination>(
         true => PIECE,
         false => 4 * SHORT_PIECE,
     };
-    let piece_len = match total / WORTH_A_THREAD {
+    let efforts = jobs.iter().map(Job::effort);
+    let effort = efforts.fold(0, u64::saturating_add);
+    let piece_len = match effort / WORTH_A_THREAD {
         0 | 1 => longest,
         _ => (total / (PIECES_A_THREAD * threads(options.threads) as u64))
             .clamp(SHORT_PIECE, longest)
@@ -129,7 +143,7 @@ pub(crate) fn fill<D: Destination>(
         pieces.sort_by_key(|piece| (piece.file, piece.file_offset()));
     }
 
-    let threads = useful_threads(&pieces, total, options);
+    let threads = useful_threads(&pieces, effort, options);
     let workers = options.workers(threads, total);
     workers.each(pieces, Scratch::default, |piece, scratch| {
         workers.go_on()?;
@@ -166,11 +180,11 @@ struct Piece<'j> {
 }
 
 /// No more threads than there is work for.
-fn useful_threads(pieces: &[Piece<'_>], total: u64, options: &ReadOptions) -> usize {
+fn useful_threads(pieces: &[Piece<'_>], effort: u64, options: &ReadOptions) -> usize {
     // The files of a checkpoint lie on one medium.
     let first = pieces.first();
     let one_stream = || first.is_some_and(|piece| piece.source.prefers_one_stream());
-    let useful = usize::try_from(total / WORTH_A_THREAD).unwrap_or(usize::MAX);
+    let useful = usize::try_from(effort / WORTH_A_THREAD).unwrap_or(usize::MAX);
     let useful = useful.min(pieces.len()).max(1);
     match options.threads {
         None if useful == 1 || one_stream() => 1,
@@ -288,7 +302,10 @@ impl Runs<'_> {
             let at = self.from + filled as u64;
             let left_in_run = run_len - at % run_len;
             if left_in_run < LONG_RUN && left_in_run < rest.len() as u64 {
-                return self.gather(at, rest, gather);
+                return match self.source.as_bytes() {
+                    Some(file) => self.copy_runs(at, rest, file, 0),
+                    None => self.gather(at, rest, gather),
+                };
             }
             let len = rest
                 .len()
@@ -326,11 +343,25 @@ impl Runs<'_> {
                 .read_at(self.start + first + filled as u64, rest)
         })?;
         let memory = memory.get_mut(..len as usize).unwrap_or_default();
+        self.copy_runs(at, memory, block, self.start + first)
+    }
+
+    /// Fills `memory` from bytes of the file, those from `first` on.
+    fn copy_runs<'b>(
+        &self,
+        at: u64,
+        memory: &'b mut [MaybeUninit<u8>],
+        bytes: &[u8],
+        first: u64,
+    ) -> Result<&'b mut [u8]> {
+        let run_len = self.slice.run_len();
         fill_all(memory, |filled, rest| {
             let at = at + filled as u64;
-            let start = (self.slice.offset_of(at) - first) as usize;
+            let start = (self.start + self.slice.offset_of(at) - first) as usize;
             let len = rest.len().min((run_len - at % run_len) as usize);
-            let run = block.get(start..start + len).unwrap_or_default();
+            let range = start..start.saturating_add(len);
+            // A source may lend fewer bytes than it has said.
+            let run = bytes.get(range).ok_or(Error::new(Code::FileTruncated))?;
             let part = rest.get_mut(..run.len()).unwrap_or_default();
             Ok(part.write_copy_of_slice(run))
         })
