@@ -67,7 +67,7 @@ fn run(args: &[String]) -> Result {
         ["--help" | "-h"] => {
             println!("{USAGE}");
             for job in jobs::ALL {
-                println!("  {:18}{}", job.name, job.title);
+                println!("  {:20}{}", job.name, job.title);
             }
             Ok(())
         }

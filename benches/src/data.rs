@@ -32,7 +32,15 @@ pub(crate) enum Dataset {
     SmallMatrices,
     /// 16 matrices in BF16: 1 GiB.
     Bf16Matrices,
-    /// Small tensors: what counts is the header, of 1.3 MB.
+    /// 64 matrices in BF16: 4 GiB.
+    FourGib,
+    /// The same tensors in four shards with an index.
+    FourGibShards,
+    /// The matrices of 1 GiB, in two equal files.
+    Twins,
+    /// Small tensors: what counts is the header, of 130 kB.
+    Header1k,
+    /// The same with a header of 1.3 MB.
     Header10k,
     /// The same with a header of 26 MB.
     Header200k,
@@ -50,6 +58,10 @@ impl Dataset {
             Self::Matrices => "matrices.safetensors",
             Self::SmallMatrices => "small-matrices.safetensors",
             Self::Bf16Matrices => "bf16-matrices.safetensors",
+            Self::FourGib => "4-gib.safetensors",
+            Self::FourGibShards => "4-gib-shards",
+            Self::Twins => "twins",
+            Self::Header1k => "header-1k.safetensors",
             Self::Header10k => "header-10k.safetensors",
             Self::Header200k => "header-200k.safetensors",
         };
@@ -72,9 +84,18 @@ impl Dataset {
             Self::Bert => write_file(&partial, bert_tensors())?,
             Self::HundredShards => write_shards(&partial, small_tensors(2000, &[512, 512]), 100)?,
             Self::Experts => write_file(&partial, expert_tensors())?,
-            Self::Matrices => write_file(&partial, matrices(Dtype::F32, 4096, 4096))?,
-            Self::SmallMatrices => write_file(&partial, matrices(Dtype::F32, 512, 512))?,
-            Self::Bf16Matrices => write_file(&partial, matrices(Dtype::BF16, 8192, 4096))?,
+            Self::Matrices => write_file(&partial, matrices(16, Dtype::F32, 4096, 4096))?,
+            Self::SmallMatrices => write_file(&partial, matrices(16, Dtype::F32, 512, 512))?,
+            Self::Bf16Matrices => write_file(&partial, matrices(16, Dtype::BF16, 8192, 4096))?,
+            Self::FourGib => write_file(&partial, four_gib())?,
+            Self::FourGibShards => write_shards(&partial, four_gib(), 4)?,
+            Self::Twins => {
+                fs::create_dir_all(&partial)?;
+                for twin in ["a.safetensors", "b.safetensors"] {
+                    write_file(&partial.join(twin), matrices(16, Dtype::F32, 4096, 4096))?;
+                }
+            }
+            Self::Header1k => write_file(&partial, small_tensors(1000, &[2, 4]))?,
             Self::Header10k => write_file(&partial, small_tensors(10_000, &[2, 4]))?,
             Self::Header200k => write_file(&partial, small_tensors(200_000, &[2, 4]))?,
         }
@@ -198,9 +219,13 @@ fn expert_tensors() -> Tensors {
     tensors.collect()
 }
 
-fn matrices(dtype: Dtype, rows: usize, columns: usize) -> Tensors {
+fn four_gib() -> Tensors {
+    matrices(64, Dtype::BF16, 8192, 4096)
+}
+
+fn matrices(count: usize, dtype: Dtype, rows: usize, columns: usize) -> Tensors {
     let name = |layer| format!("layers.{layer}.weight");
-    let tensors = (0..16).map(|layer| made(&name(layer), dtype, &[rows, columns]));
+    let tensors = (0..count).map(|layer| made(&name(layer), dtype, &[rows, columns]));
     tensors.collect()
 }
 

@@ -237,6 +237,9 @@ impl<'r> Race<'r> {
             Run::Rust(_) => {
                 command = Command::new(env::current_exe()?);
                 command.args(["run", self.job.name, contender.name]);
+                // For commands in Python.
+                let python = self.options.python.iter();
+                command.envs(python.map(|python| ("SAFESHARD_BENCH_PYTHON", python)));
             }
             Run::Python(function, env) => {
                 let python = self.options.python.as_ref();
@@ -302,7 +305,7 @@ impl Process {
             match receiver.recv_timeout(LOOK) {
                 Ok(line) => break line,
                 Err(RecvTimeoutError::Timeout) => {
-                    let mut now = Resident::of(&id)?.above(before);
+                    let mut now = Resident::with_children(&id)?.above(before);
                     now.peak = 0; // includes what was touched before
                     highest = highest.max(now);
                 }

@@ -93,6 +93,8 @@ pub(crate) enum Measure {
     ResidentOverPayload,
     /// The peak of its anonymous memory, in MiB.
     AnonymousMib,
+    /// Its median, in milliseconds.
+    Milliseconds,
     /// How many files it opened.
     FilesOpened,
 }

@@ -30,6 +30,18 @@ impl Resident {
         Ok(Self::parse(&status))
     }
 
+    /// Of the process with that id and of those that its first thread has started.
+    pub(crate) fn with_children(process: &str) -> Result<Self> {
+        let mut sum = Self::of(process)?;
+        let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"))?;
+        // One that has ended has no memory.
+        for child in children.split_whitespace().flat_map(Self::of) {
+            sum.anonymous += child.anonymous;
+            sum.mapped += child.mapped;
+        }
+        Ok(sum)
+    }
+
     fn parse(status: &str) -> Self {
         let field = |name: &str| {
             let mut lines = status.lines();
@@ -72,18 +84,21 @@ pub(crate) fn reset_peak() -> Result {
     Ok(())
 }
 
-/// Seconds that this process has spent in its own code and in the kernel; counted in hundredths.
+/// Seconds that this process, and those that it has waited for, have spent in their own code and in the
+/// kernel; counted in hundredths.
 pub(crate) fn cpu_seconds() -> Result<(f64, f64)> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     let ticks = rustix::param::clock_ticks_per_second() as f64;
-    // The second field is a name in parentheses; times are the 14th and 15th.
+    // The second field is a name in parentheses; times are the 14th to the 17th.
     let after_name = stat.rsplit(')').next().unwrap_or_default();
     let mut times = after_name.split_whitespace().skip(11);
     let mut next = || -> Result<f64> {
         let time = times.next().ok_or("/proc/self/stat is too short")?;
         Ok(time.parse::<f64>()? / ticks)
     };
-    Ok((next()?, next()?))
+    let (user, system) = (next()?, next()?);
+    let (user_of_others, system_of_others) = (next()?, next()?);
+    Ok((user + user_of_others, system + system_of_others))
 }
 
 /// Touches and frees that many bytes. In huge pages where the kernel gives them, to save time.

@@ -29,7 +29,7 @@ the results in `results/`; `cargo xtask bench` measures them anew.
   what it produced is compared. All contenders of a job produced the same names, dtypes, shapes and
   bytes, or there would be no result.
 - \"Anonymous\" and \"mapped\" are peaks on top of what the process had before the clock started;
-  mapped are pages of files. User and system time are medians too, in steps of 10 ms.
+  mapped are pages of files. Those of a command are its process's. User and system time are medians too, in steps of 10 ms.
 - A black mark on a bar is the best sample.
 
 ";
@@ -265,6 +265,10 @@ fn verdict(job: &Job, target: &Target, result: &JobResult) -> Vec<String> {
             let reached = ours.map(|ours| per_payload(ours.resident.peak));
             ("peak resident memory / payload".to_owned(), reached)
         }
+        Measure::Milliseconds => {
+            let reached = ours.map(|ours| ours.median() * 1000.0);
+            ("milliseconds".to_owned(), reached)
+        }
         Measure::FilesOpened => {
             let reached = ours.and_then(|ours| ours.files_opened);
             (
@@ -276,6 +280,7 @@ fn verdict(job: &Job, target: &Target, result: &JobResult) -> Vec<String> {
     let reached = reached.unwrap_or(f64::NAN);
     let figure = match target.measure {
         Measure::FilesOpened | Measure::AnonymousMib => |count: f64| format!("{count:.0}"),
+        Measure::Milliseconds => |milliseconds: f64| format!("{milliseconds:.1}"),
         _ => ratio,
     };
     let verdict = match reached {

@@ -24,6 +24,9 @@ pub(crate) fn run(tree: &Tree, args: &[&str]) -> Result {
     } else {
         None
     };
+    if args.iter().any(|arg| arg.starts_with("command-")) {
+        setup::install("b3sum");
+    }
     let mut build = tree.cargo(&["build", "--release", "--bin", PROGRAM]);
     let mut bench = tree.command(tree.target.join("release").join(PROGRAM));
     match &python {
@@ -36,7 +39,13 @@ pub(crate) fn run(tree: &Tree, args: &[&str]) -> Result {
         // With the quick start and what cargo takes into account for it: each set of features would
         // compile candle once more.
         _ => {
-            build.args(["--example", "quickstart", "--workspace"]);
+            build.args([
+                "--bin",
+                "safeshard",
+                "--example",
+                "quickstart",
+                "--workspace",
+            ]);
             build.args([
                 "--exclude",
                 "safeshard-tch",

@@ -5,6 +5,7 @@ use crate::job::Job;
 
 mod cast;
 mod cold;
+mod command;
 mod common;
 mod header;
 mod load_into;
@@ -44,6 +45,11 @@ pub(crate) static ALL: &[Job] = &[
     tch::MAP_TOUCHED,
     tch::VAR_STORE,
     tch::SAVE,
+    command::RESHARD,
+    command::MERGE,
+    command::INSPECT,
+    command::DIFF,
+    command::DIGEST,
     techniques::WARM,
     techniques::COLD,
 ];

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use candle_nn::var_builder::{Shard, ShardedSafeTensors};
-use safeshard::Technique;
 use safeshard::candle::Weights;
+use safeshard::{Io, Technique};
 
 use super::common::{GIB, owned, shapes, tensors, threads};
 use crate::Result;
@@ -28,14 +28,19 @@ pub(super) const DIM_0: Job = Job {
         Contender::ours(
             "safeshard-2",
             "safeshard `sharded_var_builder`, 2 threads",
-            |path| safeshard(path, 0),
+            |path| safeshard(path, 0, Io::default()),
+        ),
+        Contender::ours(
+            "safeshard-mapped-2",
+            "the same, mapped as the rivals are",
+            |path| safeshard(path, 0, mapped()),
         ),
         Contender::rival(
             "pages-one-by-one",
             "the same, faulting pages one by one",
             |path| {
                 Technique::PagesAtOnce.switch_off();
-                safeshard(path, 0)
+                safeshard(path, 0, Io::default())
             },
         ),
         Contender::rival("candle", "candle `ShardedSafeTensors`", |path| {
@@ -54,7 +59,12 @@ pub(super) const DIM_1: Job = Job {
         Contender::ours(
             "safeshard-2",
             "safeshard `sharded_var_builder`, 2 threads",
-            |path| safeshard(path, 1),
+            |path| safeshard(path, 1, Io::default()),
+        ),
+        Contender::ours(
+            "safeshard-mapped-2",
+            "the same, mapped as the rivals are",
+            |path| safeshard(path, 1, mapped()),
         ),
         Contender::rival("candle", "candle `ShardedSafeTensors`", |path| {
             candle(path, 1)
@@ -76,6 +86,8 @@ pub(super) const MIDDLE: Job = Job {
 const TARGETS: &[Target] = &[
     Target::time("safeshard-2", "candle", 0.10, 0.05),
     Target::time("safeshard-2", "python", 0.90, 0.50),
+    Target::time("safeshard-mapped-2", "candle", 0.10, 0.05),
+    Target::time("safeshard-mapped-2", "python", 0.90, 0.50),
     Target::memory("safeshard-2"),
 ];
 
@@ -94,10 +106,17 @@ fn matrices(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
     Ok(matrices)
 }
 
-fn safeshard(path: &Path, dim: usize) -> Result<Prepared> {
+fn mapped() -> Io {
+    // SAFETY: nobody writes to the generated files once they have their name.
+    unsafe { Io::mmap() }
+}
+
+fn safeshard(path: &Path, dim: usize, io: Io) -> Result<Prepared> {
     let (path, matrices) = (owned(path), matrices(path)?);
     Ok(Box::new(move || {
-        let weights = Weights::open_with(path, &threads(2))?;
+        let mut options = threads(2);
+        options.open.io = io;
+        let weights = Weights::open_with(path, &options)?;
         let vb = weights.sharded_var_builder(DType::BF16, &Device::Cpu);
         let mut loaded = HashMap::new();
         for (name, shape) in matrices {
