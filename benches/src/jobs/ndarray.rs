@@ -62,8 +62,8 @@ pub(super) const SMALL_VIEWS: Job = Job {
 pub(super) const LOAD: Job = Job {
     name: "ndarray-load-f32",
     title: "1 GiB of arrays, each in memory of its own",
-    about: "The same matrices as arrays that own their elements. ndarray-safetensors parses a mapping; \
-            ndarray-npy reads `.npy` files, one a matrix.",
+    about: "The same matrices as arrays that own their elements. ndarray-safetensors, with its default \
+            features, parses a mapping; ndarray-npy reads `.npy` files, one a matrix.",
     touch: 3 * GIB,
     samples_times: 1,
     contenders: &[

@@ -1,12 +1,13 @@
 //! What one rank of a tensor-parallel model needs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use candle_nn::var_builder::{Shard, ShardedSafeTensors};
-use safeshard::candle::Weights;
-use safeshard::{Io, Technique};
+use safeshard::candle::{Weights, load_with};
+use safeshard::{DimRange, Io, Technique};
 
 use super::common::{GIB, owned, shapes, tensors, threads};
 use crate::Result;
@@ -34,6 +35,16 @@ pub(super) const DIM_0: Job = Job {
             "safeshard-mapped-2",
             "the same, mapped as the rivals are",
             |path| safeshard(path, 0, mapped()),
+        ),
+        Contender::ours(
+            "at-once-2",
+            "safeshard `load_with`, all parts at once, 2 threads",
+            |path| at_once(path, 0, Io::default()),
+        ),
+        Contender::ours(
+            "at-once-mapped-2",
+            "the same, mapped as the rivals are",
+            |path| at_once(path, 0, mapped()),
         ),
         Contender::rival(
             "pages-one-by-one",
@@ -66,6 +77,16 @@ pub(super) const DIM_1: Job = Job {
             "the same, mapped as the rivals are",
             |path| safeshard(path, 1, mapped()),
         ),
+        Contender::ours(
+            "at-once-2",
+            "safeshard `load_with`, all parts at once, 2 threads",
+            |path| at_once(path, 1, Io::default()),
+        ),
+        Contender::ours(
+            "at-once-mapped-2",
+            "the same, mapped as the rivals are",
+            |path| at_once(path, 1, mapped()),
+        ),
         Contender::rival("candle", "candle `ShardedSafeTensors`", |path| {
             candle(path, 1)
         }),
@@ -86,9 +107,12 @@ pub(super) const MIDDLE: Job = Job {
 const TARGETS: &[Target] = &[
     Target::time("safeshard-2", "candle", 0.10, 0.05),
     Target::time("safeshard-2", "python", 0.90, 0.50),
-    Target::time("safeshard-mapped-2", "candle", 0.10, 0.05),
-    Target::time("safeshard-mapped-2", "python", 0.90, 0.50),
+    Target::time("at-once-2", "candle", 0.10, 0.05),
+    Target::time("at-once-2", "python", 0.90, 0.50),
+    Target::time("at-once-mapped-2", "candle", 0.10, 0.05),
+    Target::time("at-once-mapped-2", "python", 0.90, 0.50),
     Target::memory("safeshard-2"),
+    Target::memory("at-once-2"),
 ];
 
 fn shard(dim: usize) -> Shard {
@@ -124,6 +148,28 @@ fn safeshard(path: &Path, dim: usize, io: Io) -> Result<Prepared> {
             loaded.insert(name, tensor);
         }
         Ok(tensors(loaded, vb))
+    }))
+}
+
+/// What whoever knows the names and shapes of a whole model can do.
+fn at_once(path: &Path, dim: usize, io: Io) -> Result<Prepared> {
+    let (path, matrices) = (owned(path), matrices(path)?);
+    let names: HashSet<_> = matrices.into_iter().map(|(name, _)| name).collect();
+    let Shard {
+        rank, world_size, ..
+    } = shard(dim);
+    let (rank, ranks) = (rank as u64, world_size as u64);
+    Ok(Box::new(move || {
+        let mut options = threads(2);
+        options.open.io = io;
+        options.filter = Some(Arc::new(move |name| names.contains(name)));
+        options.part = Some(Arc::new(move |_, shape| {
+            let mut part: Vec<_> = shape.iter().map(|&size| DimRange::all(size)).collect();
+            part[dim] = DimRange::from(shape[dim] * rank / ranks..shape[dim] * (rank + 1) / ranks);
+            part
+        }));
+        let (loaded, _) = load_with(path, &Device::Cpu, &options)?;
+        Ok(tensors(loaded, ()))
     }))
 }
 

@@ -49,7 +49,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use dtype::{floats_as, from_candle, support, to_candle};
 pub use load::{load, load_with, slice, tensor, var_builder};
 pub use safeshard_core::{
-    Checkpoint, Error, LoadOptions, LoadReport, Result, SaveOptions, SaveReport, Support,
+    Checkpoint, DimRange, Error, LoadOptions, LoadReport, Result, SaveOptions, SaveReport, Support,
     Unsupported,
 };
 pub use save::{save, save_with, tensor_to_save};

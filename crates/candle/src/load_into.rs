@@ -101,7 +101,7 @@ impl Weights {
 
     /// Decides how to read into a tensor, and that it fits.
     fn target(&self, name: &str, tensor: &Tensor) -> Result<Target> {
-        let planned = self.plan(name, &[], Want::Floats(tensor.dtype()))?;
+        let planned = self.plan(name, &self.part_of(name), Want::Floats(tensor.dtype()))?;
         self.check_shape(&planned, tensor.dims())?;
         if from_candle(tensor.dtype()) != Some(planned.dtype) {
             return Err(Error::new(Code::DtypeMismatch)

@@ -150,7 +150,8 @@ impl VarMapExt for VarMap {
 
 /// Decides how to read a variable's tensor, and that setting it cannot fail.
 fn plan_var(weights: &Weights, name: &str, var: &Var) -> Result<Planned> {
-    let planned = weights.plan(name, &[], Want::Floats(var.dtype()))?;
+    let part = weights.part_of(name);
+    let planned = weights.plan(name, &part, Want::Floats(var.dtype()))?;
     weights.check_shape(&planned, var.dims())?;
     if from_candle(var.dtype()) != Some(planned.dtype) {
         return Err(Error::new(Code::DtypeMismatch)

@@ -75,7 +75,8 @@ impl Weights {
     }
 
     /// As [`Weights::open`]. `filter` and `rename` decide which names there are; `dtype` counts for
-    /// what is loaded without a dtype of its own, so not for builders and variables.
+    /// what is loaded without a dtype of its own, so not for builders and variables; `part` for what is
+    /// loaded all at once or into variables and tensors, not where one tensor is asked for.
     ///
     /// # Errors
     /// As [`Checkpoint::open`]; `name-collision`.
@@ -93,21 +94,7 @@ impl Weights {
         options: &LoadOptions,
     ) -> Result<Self> {
         let checkpoint = checkpoint.into();
-        let mut names = BTreeMap::new();
-        let mut problems = Vec::new();
-        let unknown = checkpoint.unsupported().map(|tensor| tensor.name);
-        for stored in checkpoint.names().into_iter().chain(unknown) {
-            let Some(name) = options.new_name(stored) else {
-                continue;
-            };
-            if let Some(other) = names.insert(name.clone(), stored.to_owned()) {
-                let error = Error::new(Code::NameCollision).in_tensor(stored);
-                problems.push(error.found(format_args!("`{other}` also becomes `{name}`")));
-            }
-        }
-        if !problems.is_empty() {
-            return Err(Error::all(problems));
-        }
+        let names = checkpoint.new_names(options)?;
         Ok(Self(Arc::new(Inner {
             checkpoint,
             options: options.clone(),
@@ -194,6 +181,13 @@ impl Weights {
     /// (`contains_tensor`).
     pub fn report(&self) -> LoadReport {
         self.0.usage.report(&self.0.names, &self.0.checkpoint)
+    }
+
+    /// Which part of a tensor the options' rule wants.
+    pub(crate) fn part_of(&self, name: &str) -> Vec<DimRange> {
+        let stored = self.0.names.get(name);
+        let info = stored.and_then(|stored| self.checkpoint().info(stored).ok());
+        info.map_or_else(Vec::new, |info| self.options().part_of(&info))
     }
 
     pub(crate) fn options(&self) -> &LoadOptions {

@@ -41,10 +41,11 @@ pub use checkpoint::{
     CastRecord, Change, Changed, Checkpoint, CheckpointKind, ConvertOptions, Dialect, DiffOptions,
     Difference, DtypeChange, DtypeRule, Durability, Fill, Filter, Index, IndexOutcome, IndexReport,
     Io, LoadOptions, LoadReport, MetadataChange, MetadataLeft, MetadataWrite, Mismatch,
-    OpenOptions, Plan, Planned, Prefer, Rename, ReshardOptions, ReshardReport, SaveOptions,
-    SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding, Shards, SideFiles, Support,
-    Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel, VerifyOptions,
-    change_metadata, convert, diff, natural_order, reshard, save, verify, write_index, write_to,
+    OpenOptions, PartRule, Plan, Planned, Prefer, Rename, ReshardOptions, ReshardReport,
+    SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding, Shards,
+    SideFiles, Support, Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel,
+    VerifyOptions, change_metadata, convert, diff, natural_order, reshard, save, verify,
+    write_index, write_to,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;

@@ -41,8 +41,8 @@ pub use half::{bf16, f16};
 pub use load::{CheckpointExt, array, load, load_from, load_with, slice};
 pub use num_complex::Complex32;
 pub use safeshard_core::{
-    Checkpoint, Code, Dtype, Error, Io, LoadOptions, LoadReport, OpenOptions, Result, SaveOptions,
-    SaveReport,
+    Checkpoint, Code, DimRange, Dtype, Error, Io, LoadOptions, LoadReport, OpenOptions, Result,
+    SaveOptions, SaveReport,
 };
 pub use save::{IntoTensor, array_to_save, save, save_with, write_array};
 pub use view::MappedArray;

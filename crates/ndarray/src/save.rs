@@ -4,9 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use ndarray::{ArrayBase, ArrayRef, ArrayView, Axis, Data, Dimension, IxDyn};
-use safeshard_core::{
-    Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData, natural_order,
-};
+use safeshard_core::{Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData};
 
 use crate::element::{for_each_element, sealed::Sealed};
 use crate::{DynArray, Element};
@@ -91,10 +89,8 @@ where
 {
     let tensors = arrays
         .into_iter()
-        .map(|(name, array)| array_to_save(name.as_ref(), array));
-    let mut tensors: Vec<_> = tensors.collect();
-    tensors.sort_by(|a, b| natural_order(&a.name, &b.name));
-    safeshard_core::save(tensors, path, options)
+        .map(|(name, array)| Ok(array_to_save(name.as_ref(), array)));
+    safeshard_core::save(SaveTensor::in_natural_order(tensors)?, path, options)
 }
 
 /// Saves one array: as [`save`].

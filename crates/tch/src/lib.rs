@@ -45,8 +45,8 @@ pub use dtype::{dtype_of, floats_as, from_kind, support, to_kind};
 pub use load::{CheckpointExt, load, load_from, load_with, slice, tensor};
 pub use map::{MapReport, map, map_from, map_with};
 pub use safeshard_core::{
-    Checkpoint, Dtype, Error, Io, LoadOptions, LoadReport, OpenOptions, Result, SaveOptions,
-    SaveReport, Support, Unsupported,
+    Checkpoint, DimRange, Dtype, Error, Io, LoadOptions, LoadReport, OpenOptions, Result,
+    SaveOptions, SaveReport, Support, Unsupported,
 };
 pub use save::{save, save_with, tensor_to_save};
 pub use tch;

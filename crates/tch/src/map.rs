@@ -63,7 +63,7 @@ pub unsafe fn map(path: impl AsRef<Path>) -> Result<HashMap<String, Tensor>> {
     Ok(tensors)
 }
 
-/// As [`map`], with options and a report. What is asked for in another dtype is read.
+/// As [`map`], with options and a report. What is asked for in another dtype, or in part, is read.
 ///
 /// # Safety
 /// As [`map`].
@@ -131,7 +131,7 @@ struct Maps(HashMap<usize, Arc<PrivateMap>>);
 impl Maps {
     /// `None` if it has to be read.
     fn tensor(&mut self, checkpoint: &Checkpoint, planned: &Planned) -> Result<Option<Tensor>> {
-        if planned.cast.is_some() {
+        if planned.cast.is_some() || !planned.ranges.is_empty() {
             return Ok(None);
         }
         let info = checkpoint.info(&planned.stored)?;

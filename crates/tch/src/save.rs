@@ -4,9 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use safeshard_core::{
-    Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData, natural_order,
-};
+use safeshard_core::{Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::blob::Memory;
@@ -95,19 +93,10 @@ where
     N: AsRef<str>,
     T: AsRef<Tensor>,
 {
-    let mut to_save = Vec::new();
-    let mut problems = Vec::new();
-    for (name, tensor) in tensors {
-        match tensor_to_save(name.as_ref(), tensor.as_ref()) {
-            Ok(tensor) => to_save.push(tensor),
-            Err(problem) => problems.push(problem),
-        }
-    }
-    if !problems.is_empty() {
-        return Err(Error::all(problems));
-    }
-    to_save.sort_by(|a, b| natural_order(&a.name, &b.name));
-    safeshard_core::save(to_save, path, options)
+    let tensors = tensors
+        .into_iter()
+        .map(|(name, tensor)| tensor_to_save(name.as_ref(), tensor.as_ref()));
+    safeshard_core::save(SaveTensor::in_natural_order(tensors)?, path, options)
 }
 
 /// A tensor for [`safeshard_core::save`] and [`safeshard_core::write_to`], for those who decide the

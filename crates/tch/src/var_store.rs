@@ -1,12 +1,12 @@
 //! Checkpoints into the variables of a `VarStore`, and variables into checkpoints.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use std::slice;
 
 use safeshard_core::{
     Checkpoint, Code, Dtype, Error, LoadOptions, LoadReport, Mismatch, Planned, Result,
-    SaveOptions, SaveReport, Unsupported, natural_order,
+    SaveOptions, SaveReport, Slice, Unsupported, natural_order,
 };
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
@@ -234,7 +234,7 @@ impl Plan {
     fn new(vars: &VarStore, checkpoint: &Checkpoint, options: &VarOptions) -> Result<Self> {
         let mut variables: Vec<_> = vars.variables().into_iter().collect();
         variables.sort_unstable_by(|(a, _), (b, _)| natural_order(a, b));
-        let names = names(checkpoint, &options.load)?;
+        let names = checkpoint.new_names(&options.load)?;
         let mut plan = Self {
             targets: Vec::with_capacity(variables.len()),
             report: LoadReport::default(),
@@ -283,12 +283,14 @@ impl Plan {
     ) -> Result<()> {
         let info = checkpoint.info(stored)?;
         let own = dtype_of(&variable)?;
-        if sizes(info.dtype, info.shape)? != variable.size() {
+        let part = options.load.part_of(&info);
+        let slice = Slice::new(info.dtype, info.shape, &part)?;
+        if sizes(info.dtype, slice.shape())? != variable.size() {
             let expected = variable.size().into_iter().map(i64::unsigned_abs);
             let mismatch = Mismatch {
                 name: name.to_owned(),
                 expected: expected.collect(),
-                found: info.shape.to_vec(),
+                found: slice.shape().to_vec(),
             };
             let error = Error::new(Code::ShapeMismatch).in_tensor(name);
             self.misfits.push(
@@ -302,7 +304,7 @@ impl Plan {
         let cast = options.kinds == Kinds::Variable && own.is_float() && info.dtype.is_float();
         let unsupported = Unsupported::Refuse;
         let planned =
-            checkpoint.plan_one(stored, &[], cast.then_some(own), unsupported, support)?;
+            checkpoint.plan_one(stored, &part, cast.then_some(own), unsupported, support)?;
         check_kind(&variable, own, planned.dtype, options.kinds)?;
         let planned = Planned {
             name: name.to_owned(),
@@ -343,25 +345,5 @@ fn check_kind(variable: &Tensor, own: Dtype, found: Dtype, kinds: Kinds) -> Resu
             Err(differs().help("a trainable variable is floating point or complex"))
         }
         _ => Ok(()),
-    }
-}
-
-/// The stored name, or alias, behind each name that a variable may have.
-fn names(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<HashMap<String, String>> {
-    let mut names = HashMap::new();
-    let mut problems = Vec::new();
-    let unknown = checkpoint.unsupported().map(|tensor| tensor.name);
-    for stored in checkpoint.names().into_iter().chain(unknown) {
-        let Some(name) = options.new_name(stored) else {
-            continue;
-        };
-        if let Some(other) = names.insert(name.clone(), stored.to_owned()) {
-            let error = Error::new(Code::NameCollision).in_tensor(stored);
-            problems.push(error.found(format_args!("`{other}` also becomes `{name}`")));
-        }
-    }
-    match problems.is_empty() {
-        true => Ok(names),
-        false => Err(Error::all(problems)),
     }
 }

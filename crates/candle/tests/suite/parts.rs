@@ -1,11 +1,13 @@
 //! Slices over every dimension, and the parts of tensor-parallel ranks.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::var_builder::Shard;
+use candle_nn::{Init, VarMap};
 use rstest::rstest;
-use safeshard_candle::LoadOptions;
+use safeshard_candle::{DimRange, Fit, LoadOptions, VarMapExt};
 use safeshard_core::Code;
 use safetensors::Dtype;
 
@@ -170,5 +172,90 @@ fn a_parallel_model_gets_whole_tensors_and_a_report_too() {
     assert_eq!(
         (report.unused, report.missing),
         (vec!["x".to_owned()], vec!["y".to_owned()])
+    );
+}
+
+/// The second half of the columns of whatever has columns.
+fn right_half() -> LoadOptions {
+    LoadOptions {
+        part: Some(Arc::new(|_, shape| match *shape {
+            [rows, columns] => vec![DimRange::all(rows), DimRange::from(columns / 2..columns)],
+            _ => vec![],
+        })),
+        ..LoadOptions::default()
+    }
+}
+
+#[test]
+fn a_share_of_every_tensor_is_loaded_at_once() {
+    let stored = [
+        Stored::f32("bias", &[3]),
+        Stored::f32("w", &[2, 4]),
+        Stored::f32("x", &[3, 6]),
+    ];
+    let probe = Probe::new(&stored);
+    let options = right_half();
+    let weights = probe.weights(&options);
+    let (tensors, report) = weights.load(CPU).unwrap();
+    assert_eq!(report.loaded, ["bias", "w", "x"]);
+    for (name, ranges) in [
+        ("bias", vec![]),
+        ("w", vec![0..2, 2..4]),
+        ("x", vec![0..3, 3..6]),
+    ] {
+        let expected = weights.slice(name, &ranges, None, CPU).unwrap();
+        assert_eq!(tensors[name].dims(), expected.dims());
+        assert_eq!(bytes(&tensors[name]), bytes(&expected));
+    }
+    assert_eq!(bytes(&tensors["bias"]), stored[0].bytes);
+
+    let cast = LoadOptions {
+        dtype: LoadOptions::floats_as(safeshard_core::Dtype::F64).dtype,
+        ..options.clone()
+    };
+    let (wide, _) = probe.weights(&cast).load(CPU).unwrap();
+    assert_eq!(
+        bytes(&wide["x"]),
+        bytes(&tensors["x"].to_dtype(DType::F64).unwrap())
+    );
+
+    // One tensor that is asked for comes whole, and a builder knows its parts itself.
+    assert_eq!(weights.tensor("w", None, CPU).unwrap().dims(), [2, 4]);
+    let shard = Shard {
+        dim: 1,
+        rank: 1,
+        world_size: 2,
+    };
+    let vb = weights.sharded_var_builder(DType::F32, CPU);
+    let w = vb.get_with_hints((2, 4), "w", shard).unwrap();
+    assert_eq!(bytes(&w), bytes(&tensors["w"]));
+}
+
+#[test]
+fn variables_and_tensors_of_a_share_are_loaded_into() {
+    let weights = Probe::new(&[Stored::f32("w", &[2, 4])]).weights(&right_half());
+    let vars = VarMap::new();
+    let var = vars
+        .get((2, 2), "w", Init::Const(0.), DType::F32, CPU)
+        .unwrap();
+    vars.load_weights(&weights, Fit::Exact).unwrap();
+    let expected = weights.slice("w", &[0..2, 2..4], None, CPU).unwrap();
+    assert_eq!(bytes(&var), bytes(&expected));
+    let tensor = Tensor::zeros((2, 2), DType::F32, CPU).unwrap();
+    weights.load_into([("w", &tensor)]).unwrap();
+    assert_eq!(bytes(&tensor), bytes(&expected));
+}
+
+#[test]
+fn a_share_that_there_is_not_is_named_with_its_tensor() {
+    let stored = [Stored::f32("w", &[2, 4]), Stored::f32("x", &[3])];
+    let options = LoadOptions {
+        part: Some(Arc::new(|_, _| vec![DimRange::from(0u64..3)])),
+        ..LoadOptions::default()
+    };
+    let error = Probe::new(&stored).weights(&options).load(CPU).unwrap_err();
+    assert_eq!(
+        (error.code(), error.tensor()),
+        (Code::SliceRange, Some("w"))
     );
 }

@@ -2,7 +2,7 @@
 //!
 //! Every adapter plans here and only says what its framework can hold.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -20,6 +20,10 @@ pub type Rename = Arc<dyn Fn(&str) -> String + Send + Sync>;
 
 /// Says of a stored name and dtype which dtype is wanted; `None` for as it is stored.
 pub type DtypeRule = Arc<dyn Fn(&str, Dtype) -> Option<Dtype> + Send + Sync>;
+
+/// Says of a stored name and shape which part is wanted: one range a dimension, from the first one on;
+/// dimensions behind the last range are taken whole, and no range means all of it.
+pub type PartRule = Arc<dyn Fn(&str, &[u64]) -> Vec<DimRange> + Send + Sync>;
 
 /// Which tensors to load, and how.
 ///
@@ -45,6 +49,24 @@ pub struct LoadOptions {
     pub rename: Option<Rename>,
     /// The dtype a tensor is wanted in; `None` for all as they are stored.
     pub dtype: Option<DtypeRule>,
+    /// Which part of each tensor to load, such as the share of a rank of a tensor-parallel model: all
+    /// shares are then read in one go, in the order of the files. `None` for all tensors whole. Only the
+    /// bytes of the parts are read, and small gaps between them.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use safeshard_core::{DimRange, LoadOptions};
+    ///
+    /// let (rank, ranks) = (3, 8);
+    /// let options = LoadOptions {
+    ///     part: Some(Arc::new(move |_, shape| match *shape {
+    ///         [rows, _] => vec![DimRange::from(rows * rank / ranks..rows * (rank + 1) / ranks)],
+    ///         _ => vec![],
+    ///     })),
+    ///     ..LoadOptions::default()
+    /// };
+    /// ```
+    pub part: Option<PartRule>,
     /// What to do with a tensor whose dtype the framework does not have.
     pub unsupported: Unsupported,
 }
@@ -68,6 +90,12 @@ impl LoadOptions {
         let rename = self.rename.as_ref();
         Some(rename.map_or_else(|| stored.to_owned(), |rename| rename(stored)))
     }
+
+    /// Which part of a tensor to load; no range means all of it.
+    pub fn part_of(&self, tensor: &TensorInfo<'_>) -> Vec<DimRange> {
+        let part = self.part.as_ref();
+        part.map_or_else(Vec::new, |part| part(tensor.name, tensor.shape))
+    }
 }
 
 impl Default for LoadOptions {
@@ -81,6 +109,7 @@ impl Default for LoadOptions {
             filter: None,
             rename: None,
             dtype: None,
+            part: None,
             unsupported: Unsupported::default(),
         }
     }
@@ -94,6 +123,7 @@ impl fmt::Debug for LoadOptions {
             .field("filter", &self.filter.is_some())
             .field("rename", &self.rename.is_some())
             .field("dtype", &self.dtype.is_some())
+            .field("part", &self.part.is_some())
             .field("unsupported", &self.unsupported)
             .finish()
     }
@@ -181,7 +211,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// All tensors that cannot be loaded as asked, in one error: `unsupported-dtype`,
-    /// `unsupported-cast`, `unknown-dtype`, `name-collision`.
+    /// `unsupported-cast`, `unknown-dtype`, `name-collision`, and those of [`Slice::new`].
     pub fn plan(&self, options: &LoadOptions, support: impl Fn(Dtype) -> Support) -> Result<Plan> {
         let mut planner = Planner {
             options,
@@ -208,6 +238,29 @@ impl Checkpoint {
         }
     }
 
+    /// The stored name, or alias, behind each name that the options give; those of tensors of unknown
+    /// dtype too.
+    ///
+    /// # Errors
+    /// `name-collision`: all names that two become.
+    pub fn new_names(&self, options: &LoadOptions) -> Result<BTreeMap<String, String>> {
+        let mut names = BTreeMap::new();
+        let mut problems = Vec::new();
+        let unknown = self.unsupported().map(|tensor| tensor.name);
+        for stored in self.names().into_iter().chain(unknown) {
+            let Some(name) = options.new_name(stored) else {
+                continue;
+            };
+            if let Some(other) = names.insert(name.clone(), stored.to_owned()) {
+                problems.push(collision(stored, &other, &name));
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(names),
+            false => Err(Error::all(problems)),
+        }
+    }
+
     /// Decides how to load one tensor or part of it, by its name or an alias: in `dtype`, or as it is
     /// stored. No ranges mean all of it.
     ///
@@ -222,17 +275,8 @@ impl Checkpoint {
         support: impl Fn(Dtype) -> Support,
     ) -> Result<Planned> {
         let tensor = self.info(name)?;
-        let slice = Slice::new(tensor.dtype, tensor.shape, ranges)
-            .map_err(|error| error.in_tensor(tensor.name))?;
-        let part = TensorInfo {
-            shape: slice.shape(),
-            ..tensor
-        };
-        let planned = plan_tensor(part, dtype, unsupported, &support)?;
-        let mut planned =
-            planned.ok_or_else(|| unsupported_dtype(tensor, support(tensor.dtype)))?;
-        planned.ranges = ranges.to_vec();
-        Ok(planned)
+        let planned = plan_part(tensor, ranges.to_vec(), dtype, unsupported, &support)?;
+        planned.ok_or_else(|| unsupported_dtype(tensor, support(tensor.dtype)))
     }
 }
 
@@ -255,7 +299,9 @@ impl Planner<'_> {
         };
         let wanted = self.options.dtype.as_ref();
         let wanted = wanted.and_then(|rule| rule(tensor.name, tensor.dtype));
-        match plan_tensor(tensor, wanted, self.options.unsupported, self.support) {
+        let part = self.options.part_of(&tensor);
+        let unsupported = self.options.unsupported;
+        match plan_part(tensor, part, wanted, unsupported, self.support) {
             Ok(Some(mut planned)) => {
                 planned.name = new_name;
                 self.plan.report.loaded.push(planned.name.clone());
@@ -307,16 +353,40 @@ impl Planner<'_> {
     fn new_name(&mut self, name: &str) -> Option<String> {
         let new_name = self.options.new_name(name)?;
         if let Some(other) = self.taken.insert(new_name.clone(), name.to_owned()) {
-            let error = Error::new(Code::NameCollision).in_tensor(name);
-            self.problems
-                .push(error.found(format_args!("`{other}` also becomes `{new_name}`")));
+            self.problems.push(collision(name, &other, &new_name));
             return None;
         }
         Some(new_name)
     }
 }
 
-/// How to load a tensor; `None` if it is to be skipped.
+fn collision(stored: &str, other: &str, new_name: &str) -> Error {
+    let error = Error::new(Code::NameCollision).in_tensor(stored);
+    error.found(format_args!("`{other}` also becomes `{new_name}`"))
+}
+
+/// How to load part of a tensor; `None` if it is to be skipped.
+fn plan_part(
+    tensor: TensorInfo<'_>,
+    ranges: Vec<DimRange>,
+    wanted: Option<Dtype>,
+    unsupported: Unsupported,
+    support: &dyn Fn(Dtype) -> Support,
+) -> Result<Option<Planned>> {
+    if ranges.is_empty() {
+        return plan_tensor(tensor, wanted, unsupported, support);
+    }
+    let slice = Slice::new(tensor.dtype, tensor.shape, &ranges)
+        .map_err(|error| error.in_tensor(tensor.name))?;
+    let part = TensorInfo {
+        shape: slice.shape(),
+        ..tensor
+    };
+    let planned = plan_tensor(part, wanted, unsupported, support)?;
+    Ok(planned.map(|planned| Planned { ranges, ..planned }))
+}
+
+/// How to load a tensor of that shape; `None` if it is to be skipped.
 fn plan_tensor(
     tensor: TensorInfo<'_>,
     wanted: Option<Dtype>,

@@ -34,7 +34,9 @@ pub use digest::{
     Algorithm, Digest, DigestOf, DigestOptions, Manifest, ManifestEntry, verify_digests,
 };
 pub use index::Index;
-pub use load::{DtypeRule, Filter, LoadOptions, Plan, Planned, Rename, Support, Unsupported};
+pub use load::{
+    DtypeRule, Filter, LoadOptions, PartRule, Plan, Planned, Rename, Support, Unsupported,
+};
 pub use locate::Prefer;
 pub use names::natural_order;
 pub use open::{Io, OpenOptions};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2, Ix3, IxDyn, arr1, arr2, s};
 use rstest::rstest;
 use safeshard_ndarray::{
-    Checkpoint, CheckpointExt, Code, Dtype, DynArray, Error, LoadOptions, PackedArray, Result,
-    SaveOptions, array, array_to_save, bf16, f16, load, load_with, save_with, slice,
+    Checkpoint, CheckpointExt, Code, DimRange, Dtype, DynArray, Error, LoadOptions, PackedArray,
+    Result, SaveOptions, array, array_to_save, bf16, f16, load, load_with, save_with, slice,
 };
 
 use crate::support::{Stored, in_memory, write};
@@ -65,6 +65,28 @@ fn options_filter_rename_and_cast() {
     assert_eq!(arrays["w"].view::<f64, Ix1>().unwrap(), arr1(&[1.5, -2.]));
     assert_eq!(arrays["ids"].dtype(), Dtype::I64);
     assert_eq!(report.cast.len(), 1);
+}
+
+#[test]
+fn a_share_of_every_array_is_loaded_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let w = arr2(&[[1f32, 2., 3.], [4., 5., 6.]]);
+    let b = arr1(&[7f32, 8.]);
+    let tensors = vec![array_to_save("w", &w), array_to_save("b", &b)];
+    safeshard_core::save(tensors, folder.path(), &SaveOptions::default()).unwrap();
+    let options = LoadOptions {
+        part: Some(Arc::new(|name, shape| match name {
+            "w" => vec![DimRange::all(shape[0]), DimRange::from(1u64..3)],
+            _ => vec![],
+        })),
+        ..LoadOptions::floats_as(Dtype::F64)
+    };
+    let (arrays, _) = load_with(folder.path(), &options).unwrap();
+    assert_eq!(
+        arrays["w"].view::<f64, Ix2>().unwrap(),
+        arr2(&[[2., 3.], [5., 6.]])
+    );
+    assert_eq!(arrays["b"].view::<f64, Ix1>().unwrap(), arr1(&[7., 8.]));
 }
 
 #[test]

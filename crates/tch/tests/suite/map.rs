@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rstest::rstest;
 use safeshard_core::Code;
-use safeshard_tch::{Checkpoint, LoadOptions, floats_as, load, map, map_from, map_with};
+use safeshard_tch::{Checkpoint, DimRange, LoadOptions, floats_as, load, map, map_from, map_with};
 use tch::{Kind, Tensor};
 
 use crate::support::{
@@ -134,6 +134,30 @@ fn casts_and_names_work_as_in_a_load() {
     let (loaded, _) = safeshard_tch::load_with(folder.path(), CPU, &options).unwrap();
     for name in ["model.a", "model.b"] {
         assert_eq!(tensors[name], loaded[name]);
+    }
+}
+
+#[test]
+fn a_share_of_a_tensor_is_read() {
+    // A mapping has whole tensors only: the first elements of the tensor were taken for the part's.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    write_floats(&path, &[("b", &[2]), ("w", &[4, 2])]);
+    let options = LoadOptions {
+        part: Some(Arc::new(|_, shape| match *shape {
+            [_, _] => vec![DimRange::from(2u64..4)],
+            _ => vec![],
+        })),
+        ..LoadOptions::default()
+    };
+    // SAFETY: the file stays as it is.
+    let (tensors, report) = unsafe { map_with(&path, &options) }.unwrap();
+    assert_eq!(report.copied, ["w"]);
+    let (loaded, _) = safeshard_tch::load_with(&path, CPU, &options).unwrap();
+    let whole = load(&path, CPU).unwrap();
+    for tensors in [&tensors, &loaded] {
+        assert_eq!(tensors["b"], whole["b"]);
+        assert_eq!(tensors["w"], whole["w"].narrow(0, 2, 2));
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rstest::rstest;
 use safeshard_core::Code;
-use safeshard_tch::{Fit, Kinds, LoadReport, Result, VarOptions, VarStoreExt, load};
+use safeshard_tch::{DimRange, Fit, Kinds, LoadReport, Result, VarOptions, VarStoreExt, load};
 use tch::nn::{self, VarStore};
 use tch::{Kind, Tensor};
 
@@ -48,6 +48,24 @@ fn apply(how: How, vars: &mut VarStore, path: &Path, options: &VarOptions) -> Re
             vars.adopt_checkpoint(path, &options)
         }
     }
+}
+
+#[rstest]
+fn variables_of_a_share_get_their_part(
+    #[values(How::Load, How::Adopt, How::AdoptMapped)] how: How,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    write_floats(&path, &[("w", &[4, 2])]);
+    let mut vars = VarStore::new(CPU);
+    let w = vars.root().zeros("w", &[2, 2]);
+    let mut options = VarOptions::default();
+    options.load.part = Some(Arc::new(|_, _| vec![DimRange::from(1u64..3)]));
+    apply(how, &mut vars, &path, &options).unwrap();
+    let whole = load(&path, CPU).unwrap();
+    assert_eq!(floats(&w), floats(&whole["w"].narrow(0, 1, 2)));
+    let error = apply(how, &mut vars, &path, &VarOptions::default()).unwrap_err();
+    assert_eq!(error.code(), Code::ShapeMismatch);
 }
 
 #[rstest]

@@ -40,7 +40,7 @@ use crate::io::lock::{FolderLock, sweep};
 use crate::io::publish::{Mode, Publish, Stage, sync_folder};
 use crate::io::sink::{Origin, Sink};
 use crate::io::workers::Workers;
-use crate::{Code, Dtype, Error, Result, TensorData};
+use crate::{Code, Dtype, Error, Result, TensorData, natural_order};
 
 pub use metadata::{MetadataChange, MetadataWrite, change_metadata};
 pub use options::{Dialect, Durability, SaveOptions, Sharding, Ties};
@@ -73,6 +73,26 @@ impl<'t> SaveTensor<'t> {
             shape: shape.into(),
             data: Box::new(data),
         }
+    }
+
+    /// Tensors in natural order of their names (`layer.2` before `layer.10`), for those who have them in
+    /// no order of their own.
+    ///
+    /// # Errors
+    /// All that there are, in one.
+    pub fn in_natural_order(tensors: impl IntoIterator<Item = Result<Self>>) -> Result<Vec<Self>> {
+        let (mut in_order, mut problems) = (Vec::new(), Vec::new());
+        for tensor in tensors {
+            match tensor {
+                Ok(tensor) => in_order.push(tensor),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(Error::all(problems));
+        }
+        in_order.sort_by(|a, b| natural_order(&a.name, &b.name));
+        Ok(in_order)
     }
 
     /// As a header describes it.
