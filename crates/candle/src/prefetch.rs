@@ -25,6 +25,10 @@ const WINDOW: u64 = 48 << 20;
 /// Bytes that are worth a go of the engine.
 const BATCH: u64 = 16 << 20;
 
+/// A smaller tensor does not say where the model goes on: norms in F32 lie apart from the matrices of
+/// their layers, which are in BF16.
+const WORTH_FOLLOWING: u64 = 256 << 10;
+
 /// How many tensors of the file order are looked at: bounds the work for very small tensors.
 const REACH: usize = 256;
 
@@ -133,9 +137,12 @@ struct State {
 impl Ahead {
     fn take(&self, planned: &Planned) -> Option<TypedVec> {
         let &position = self.positions.get(&planned.stored)?;
-        let usable = self.order.get(position)?.dtype == planned.dtype;
+        let place = self.order.get(position)?;
+        let usable = place.dtype == planned.dtype;
         let mut state = lock(&self.state);
-        state.asked = Some(position);
+        if place.byte_len >= WORTH_FOLLOWING || state.asked.is_none() {
+            state.asked = Some(position);
+        }
         while usable && state.reading.contains(&position) {
             state = self.wait(state);
         }
