@@ -1,25 +1,30 @@
 //! What one rank of a tensor-parallel model needs.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::thread;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::var_builder::{Shard, ShardedSafeTensors};
+use memmap2::{Advice, Mmap};
 use safeshard::candle::{Weights, load_with};
-use safeshard::{DimRange, Io, Technique};
+use safeshard::{Checkpoint, DimRange, Io, OpenOptions, Technique};
 
 use super::common::{GIB, owned, shapes, tensors, threads};
-use crate::Result;
 use crate::data::{Dataset, files};
 use crate::job::{Cache, Contender, Job, Opens, Prepared, Target};
+use crate::{Result, memory};
 
 pub(super) const DIM_0: Job = Job {
     name: "slice-dim-0",
     title: "A rank's slice, dimension 0",
     about: "Rank 3 of 8 loads its rows of every matrix of the Llama: 0.26 GiB in runs of some \
             hundred KiB. Opening the file is included. Python's slices are views of a mapping, so \
-            they are followed by `clone()`.",
+            they are followed by `clone()`. The floor is no loader: two threads copy the runs out of a \
+            mapping that has all its pages before the clock starts.",
     data: Dataset::Llama,
     cache: Cache::Warm,
     touch: GIB,
@@ -33,7 +38,7 @@ pub(super) const DIM_0: Job = Job {
         ),
         Contender::ours(
             "safeshard-mapped-2",
-            "the same, mapped as the rivals are",
+            "safeshard `sharded_var_builder`, mapped as rivals are",
             |path| safeshard(path, 0, mapped()),
         ),
         Contender::ours(
@@ -43,12 +48,12 @@ pub(super) const DIM_0: Job = Job {
         ),
         Contender::ours(
             "at-once-mapped-2",
-            "the same, mapped as the rivals are",
+            "safeshard `load_with`, mapped as rivals are",
             |path| at_once(path, 0, mapped()),
         ),
         Contender::rival(
             "pages-one-by-one",
-            "the same, faulting pages one by one",
+            "`sharded_var_builder`, faulting pages one by one",
             |path| {
                 Technique::PagesAtOnce.switch_off();
                 safeshard(path, 0, Io::default())
@@ -58,6 +63,7 @@ pub(super) const DIM_0: Job = Job {
             candle(path, 0)
         }),
         Contender::python("python", "Python `get_slice` + `clone`", "slice_dim_0", &[]),
+        Contender::floor("floor", FLOOR, |path| floor(path, 0)),
     ],
     targets: TARGETS,
 };
@@ -74,7 +80,7 @@ pub(super) const DIM_1: Job = Job {
         ),
         Contender::ours(
             "safeshard-mapped-2",
-            "the same, mapped as the rivals are",
+            "safeshard `sharded_var_builder`, mapped as rivals are",
             |path| safeshard(path, 1, mapped()),
         ),
         Contender::ours(
@@ -84,13 +90,14 @@ pub(super) const DIM_1: Job = Job {
         ),
         Contender::ours(
             "at-once-mapped-2",
-            "the same, mapped as the rivals are",
+            "safeshard `load_with`, mapped as rivals are",
             |path| at_once(path, 1, mapped()),
         ),
         Contender::rival("candle", "candle `ShardedSafeTensors`", |path| {
             candle(path, 1)
         }),
         Contender::python("python", "Python `get_slice` + `clone`", "slice_dim_1", &[]),
+        Contender::floor("floor", FLOOR, |path| floor(path, 1)),
     ],
     ..DIM_0
 };
@@ -122,6 +129,8 @@ fn shard(dim: usize) -> Shard {
         world_size: 8,
     }
 }
+
+const FLOOR: &str = "floor: `memcpy` of the runs, 2 threads";
 
 /// What there is to slice.
 fn matrices(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
@@ -155,22 +164,84 @@ fn safeshard(path: &Path, dim: usize, io: Io) -> Result<Prepared> {
 fn at_once(path: &Path, dim: usize, io: Io) -> Result<Prepared> {
     let (path, matrices) = (owned(path), matrices(path)?);
     let names: HashSet<_> = matrices.into_iter().map(|(name, _)| name).collect();
-    let Shard {
-        rank, world_size, ..
-    } = shard(dim);
-    let (rank, ranks) = (rank as u64, world_size as u64);
     Ok(Box::new(move || {
         let mut options = threads(2);
         options.open.io = io;
         options.filter = Some(Arc::new(move |name| names.contains(name)));
-        options.part = Some(Arc::new(move |_, shape| {
-            let mut part: Vec<_> = shape.iter().map(|&size| DimRange::all(size)).collect();
-            part[dim] = DimRange::from(shape[dim] * rank / ranks..shape[dim] * (rank + 1) / ranks);
-            part
-        }));
+        options.part = Some(Arc::new(move |_, shape| ranges(shape, dim)));
         let (loaded, _) = load_with(path, &Device::Cpu, &options)?;
         Ok(tensors(loaded, ()))
     }))
+}
+
+/// The least that anybody must do who has the whole file in memory already.
+fn floor(path: &Path, dim: usize) -> Result<Prepared> {
+    let files = files(path)?;
+    let checkpoint = Checkpoint::open_files(&files, &OpenOptions::default())?;
+    let [file] = checkpoint.files() else {
+        return Err("the floor copies out of one file".into());
+    };
+    let mut parts = Vec::new();
+    for (name, shape) in matrices(path)? {
+        let info = checkpoint.info(&name)?;
+        let slice = safeshard::Slice::new(info.dtype, info.shape, &ranges(info.shape, dim))?;
+        let start = file.header().data_start() + info.start;
+        let runs = slice.runs();
+        let runs = runs.map(|run| (start + run.start) as usize..(start + run.end) as usize);
+        let mut dims = shape;
+        dims[dim] = slice.shape()[dim] as usize;
+        parts.push((name, dims, runs.collect::<Vec<_>>()));
+    }
+    // SAFETY: nobody writes to the generated files once they have their name.
+    let map = unsafe { Mmap::map(&File::open(&files[0])?) }?;
+    map.advise(Advice::PopulateRead)?;
+    Ok(Box::new(move || {
+        let len = |runs: &[Range<usize>]| runs.iter().map(Range::len).sum::<usize>();
+        let total: usize = parts.iter().map(|(_, _, runs)| len(runs)).sum();
+        let mut arena = memory::arena(total as u64)?;
+        let mut rest = &mut arena[..];
+        let mut jobs = Vec::new();
+        for (_, _, runs) in &parts {
+            let (memory, behind) = rest.split_at_mut(len(runs));
+            jobs.push((memory, runs));
+            rest = behind;
+        }
+        let jobs = Mutex::new(jobs.into_iter());
+        let copy = || {
+            while let Some((mut memory, runs)) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
+                for run in runs {
+                    let (part, behind) = memory.split_at_mut(run.len());
+                    part.copy_from_slice(&map[run.clone()]);
+                    memory = behind;
+                }
+            }
+        };
+        thread::scope(|scope| {
+            scope.spawn(copy);
+            copy();
+        });
+        Ok(Box::new(move || {
+            let (mut loaded, mut start) = (HashMap::new(), 0);
+            for (name, dims, runs) in parts {
+                let bytes = &arena[start..start + len(&runs)];
+                let tensor = Tensor::from_raw_buffer(bytes, DType::BF16, &dims, &Device::Cpu)?;
+                start += bytes.len();
+                loaded.insert(name, tensor);
+            }
+            tensors(loaded, map)()
+        }))
+    }))
+}
+
+/// Which part of a tensor of that shape belongs to the rank.
+fn ranges(shape: &[u64], dim: usize) -> Vec<DimRange> {
+    let Shard {
+        rank, world_size, ..
+    } = shard(dim);
+    let (rank, ranks) = (rank as u64, world_size as u64);
+    let mut ranges: Vec<_> = shape.iter().map(|&size| DimRange::all(size)).collect();
+    ranges[dim] = DimRange::from(shape[dim] * rank / ranks..shape[dim] * (rank + 1) / ranks);
+    ranges
 }
 
 fn candle(path: &Path, dim: usize) -> Result<Prepared> {
