@@ -120,17 +120,11 @@ pub(crate) fn fill<D: Destination>(
 ) -> Result<Vec<D::Filled>> {
     let lengths = jobs.iter().map(|job| job.slice.byte_len());
     let total = lengths.fold(0, u64::saturating_add);
-    let longest = match Technique::LongPieces.is_on() {
-        true => PIECE,
-        false => 4 * SHORT_PIECE,
-    };
     let efforts = jobs.iter().map(Job::effort);
     let effort = efforts.fold(0, u64::saturating_add);
     let piece_len = match effort / WORTH_A_THREAD {
-        0 | 1 => longest,
-        _ => (total / (PIECES_A_THREAD * threads(options.threads) as u64))
-            .clamp(SHORT_PIECE, longest)
-            .next_multiple_of(SHORT_PIECE),
+        0 | 1 => PIECE,
+        _ => short_piece_len(total, threads(options.threads)),
     };
     let untouched = jobs.iter_mut().map(|job| &mut job.destination);
     let untouched = untouched.filter(|destination| destination.is_untouched());
@@ -153,7 +147,6 @@ pub(crate) fn fill<D: Destination>(
         workers.add(len);
         Ok(())
     })?;
-    drop(new_memory);
 
     let filled = jobs.into_iter().map(|job| {
         // SAFETY: `cut` covered the whole of every destination with pieces, and `each` returned
@@ -177,6 +170,17 @@ struct Piece<'j> {
     from: u64,
     len: u64,
     memory: &'j mut [MaybeUninit<u8>],
+}
+
+/// Bytes of a piece where several threads share `total`.
+fn short_piece_len(total: u64, threads: usize) -> u64 {
+    let longest = match Technique::LongPieces.is_on() {
+        true => PIECE,
+        false => 4 * SHORT_PIECE,
+    };
+    let len = total / (PIECES_A_THREAD * threads as u64);
+    len.clamp(SHORT_PIECE, longest)
+        .next_multiple_of(SHORT_PIECE)
 }
 
 /// No more threads than there is work for.
