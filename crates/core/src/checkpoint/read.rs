@@ -23,7 +23,7 @@ impl Checkpoint {
     /// The bytes of a tensor, as stored: little-endian, row-major. One copy.
     ///
     /// # Errors
-    /// As [`Checkpoint::info`] and [`ReadAt::read_at`].
+    /// As [`Checkpoint::info`] and [`ReadAt::read_at`](crate::ReadAt::read_at).
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
         self.read_slice(name, &[])
     }
