@@ -23,7 +23,7 @@ pub unsafe trait Destination: Send {
     fn bytes(&mut self) -> &mut [MaybeUninit<u8>];
 
     /// Whether nobody has touched the memory since it was allocated: then the kernel is asked to make
-    /// it of huge pages; a large read then takes about 0.6 of the time. `false` unless implemented.
+    /// it of huge pages; a large read then takes about 0.4 of the time. `false` unless implemented.
     fn is_untouched(&self) -> bool {
         false
     }

@@ -10,7 +10,7 @@
 //! one into a single aligned piece of memory: 0.6 of the time that it takes with advice alone.
 //!
 //! Where there is little, its small pages are made in one call for each piece that is read: slices of
-//! 0.2 to 1.8 MB take 0.8 to 0.9 of the time.
+//! 0.2 to 1.8 MB take 0.8 to 1.0 of the time.
 //!
 //! All of it is hints: where they are refused everything works, slower.
 

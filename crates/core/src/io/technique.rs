@@ -1,8 +1,8 @@
 //! What makes reading fast, each with a switch for the benchmark that proves it.
 //!
-//! Everything is on. Nothing but `cargo xtask bench techniques-warm techniques-cold
-//! slice-dim-0` turns it off;
-//! `benches/README.md` has the gains of the last run.
+//! Everything is on. Nothing but `cargo xtask bench techniques-warm techniques-cold slice-dim-0` turns
+//! it off; `benches/README.md` has the gains of the last run. Those below are of a Llama of 2.1 GiB in
+//! the page cache, read by two threads; the second thread itself takes it to 0.4 to 0.6 of the time.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Technique {
-    /// Destinations in pages of 2 MiB.
+    /// Destinations in pages of 2 MiB: 0.3 to 0.4 of the time.
     HugePages = 1,
-    /// Pieces in the order of the files.
+    /// Pieces in the order of the files: 0.8 to 1.0 of the time, less from a disk.
     FileOrder = 2,
-    /// Pieces of 8 MiB rather than of 512 KiB.
+    /// Pieces of 8 MiB rather than of 512 KiB: 0.8 of the time.
     LongPieces = 4,
-    /// The pages of little memory made at once.
+    /// The pages of little memory made at once: 0.8 to 1.0 of the time of slices of 0.2 to 1.8 MB.
     PagesAtOnce = 8,
 }
 
