@@ -93,7 +93,7 @@ impl Checkpoint {
     }
 
     /// Reads many parts over what is in memory already: as [`Checkpoint::fill`], without the cost of
-    /// new memory, which is about half of it.
+    /// new memory, which is about a quarter of it.
     ///
     /// # Errors
     /// As [`Checkpoint::fill`]. Where the request is wrong (a name, a length, a cast), nothing has

@@ -140,7 +140,6 @@ pub(crate) fn fill<D: Destination>(
     let threads = useful_threads(&pieces, effort, options);
     let workers = options.workers(threads, total);
     workers.each(pieces, Scratch::default, |piece, scratch| {
-        workers.go_on()?;
         new_memory.before_filling(piece.memory);
         let len = piece.len;
         piece.read(scratch)?;
