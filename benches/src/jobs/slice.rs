@@ -30,41 +30,7 @@ pub(super) const DIM_0: Job = Job {
     touch: GIB,
     samples_times: 1,
     opens: Opens::Ignored,
-    contenders: &[
-        Contender::ours(
-            "safeshard-2",
-            "safeshard `sharded_var_builder`, 2 threads",
-            |path| safeshard(path, 0, Io::default()),
-        ),
-        Contender::ours(
-            "safeshard-mapped-2",
-            "safeshard `sharded_var_builder`, mapped as rivals are",
-            |path| safeshard(path, 0, mapped()),
-        ),
-        Contender::ours(
-            "at-once-2",
-            "safeshard `load_with`, all parts at once, 2 threads",
-            |path| at_once(path, 0, Io::default()),
-        ),
-        Contender::ours(
-            "at-once-mapped-2",
-            "safeshard `load_with`, mapped as rivals are",
-            |path| at_once(path, 0, mapped()),
-        ),
-        Contender::rival(
-            "pages-one-by-one",
-            "`sharded_var_builder`, faulting pages one by one",
-            |path| {
-                Technique::PagesAtOnce.switch_off();
-                safeshard(path, 0, Io::default())
-            },
-        ),
-        Contender::rival("candle", "candle `ShardedSafeTensors`", |path| {
-            candle(path, 0)
-        }),
-        Contender::python("python", "Python `get_slice` + `clone`", "slice_dim_0", &[]),
-        Contender::floor("floor", FLOOR, |path| floor(path, 0)),
-    ],
+    contenders: &contenders::<0>("slice_dim_0"),
     targets: TARGETS,
 };
 
@@ -72,33 +38,7 @@ pub(super) const DIM_1: Job = Job {
     name: "slice-dim-1",
     title: "A rank's slice, dimension 1",
     about: "The same with columns: runs of 384 or 1152 bytes.",
-    contenders: &[
-        Contender::ours(
-            "safeshard-2",
-            "safeshard `sharded_var_builder`, 2 threads",
-            |path| safeshard(path, 1, Io::default()),
-        ),
-        Contender::ours(
-            "safeshard-mapped-2",
-            "safeshard `sharded_var_builder`, mapped as rivals are",
-            |path| safeshard(path, 1, mapped()),
-        ),
-        Contender::ours(
-            "at-once-2",
-            "safeshard `load_with`, all parts at once, 2 threads",
-            |path| at_once(path, 1, Io::default()),
-        ),
-        Contender::ours(
-            "at-once-mapped-2",
-            "safeshard `load_with`, mapped as rivals are",
-            |path| at_once(path, 1, mapped()),
-        ),
-        Contender::rival("candle", "candle `ShardedSafeTensors`", |path| {
-            candle(path, 1)
-        }),
-        Contender::python("python", "Python `get_slice` + `clone`", "slice_dim_1", &[]),
-        Contender::floor("floor", FLOOR, |path| floor(path, 1)),
-    ],
+    contenders: &contenders::<1>("slice_dim_1"),
     ..DIM_0
 };
 
@@ -122,6 +62,47 @@ const TARGETS: &[Target] = &[
     Target::memory("at-once-2"),
 ];
 
+/// Those that slice that dimension; `python` is the function that does.
+const fn contenders<const DIM: usize>(python: &'static str) -> [Contender; 8] {
+    [
+        Contender::ours(
+            "safeshard-2",
+            "safeshard `sharded_var_builder`, 2 threads",
+            |path| safeshard(path, DIM, Io::default()),
+        ),
+        Contender::ours(
+            "safeshard-mapped-2",
+            "safeshard `sharded_var_builder`, mapped as rivals are",
+            |path| safeshard(path, DIM, mapped()),
+        ),
+        Contender::ours(
+            "at-once-2",
+            "safeshard `load_with`, all parts at once, 2 threads",
+            |path| at_once(path, DIM, Io::default()),
+        ),
+        Contender::ours(
+            "at-once-mapped-2",
+            "safeshard `load_with`, mapped as rivals are",
+            |path| at_once(path, DIM, mapped()),
+        ),
+        Contender::rival(
+            "pages-one-by-one",
+            "`sharded_var_builder`, faulting pages one by one",
+            |path| {
+                Technique::PagesAtOnce.switch_off();
+                safeshard(path, DIM, Io::default())
+            },
+        ),
+        Contender::rival("candle", "candle `ShardedSafeTensors`", |path| {
+            candle(path, DIM)
+        }),
+        Contender::python("python", "Python `get_slice` + `clone`", python, &[]),
+        Contender::floor("floor", "floor: `memcpy` of the runs, 2 threads", |path| {
+            floor(path, DIM)
+        }),
+    ]
+}
+
 fn shard(dim: usize) -> Shard {
     Shard {
         dim,
@@ -129,8 +110,6 @@ fn shard(dim: usize) -> Shard {
         world_size: 8,
     }
 }
-
-const FLOOR: &str = "floor: `memcpy` of the runs, 2 threads";
 
 /// What there is to slice.
 fn matrices(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
