@@ -274,3 +274,32 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+    use safeshard_core::Checkpoint;
+
+    use super::*;
+
+    #[test]
+    fn a_small_tensor_elsewhere_does_not_lead_the_reading_away() {
+        // A norm that was asked for sent the thread to the norms of all other layers.
+        let matrix = Tensor::zeros((512, 512), DType::BF16, &Device::Cpu).unwrap();
+        let norm = Tensor::zeros(512, DType::F32, &Device::Cpu).unwrap();
+        let tensors = HashMap::from([("matrix", matrix), ("norm", norm)]);
+        let bytes = safetensors::serialize(&tensors, None).unwrap();
+        let checkpoint = Checkpoint::from_bytes(bytes).unwrap();
+        let weights = Weights::from_checkpoint(checkpoint, &crate::LoadOptions::default()).unwrap();
+        let reader = Prefetcher::new(&weights, DType::BF16);
+        let asked = |name| {
+            let planned = weights.plan_stored(name, &[], Want::Floats(DType::BF16));
+            reader.read(&planned.unwrap()).unwrap();
+            lock(&reader.ahead.state).asked
+        };
+        let at_norm = asked("norm");
+        let at_matrix = asked("matrix");
+        assert_ne!(at_norm, at_matrix);
+        assert_eq!(asked("norm"), at_matrix);
+    }
+}
