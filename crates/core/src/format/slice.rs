@@ -234,9 +234,28 @@ impl Slice {
 
     /// The runs in the order of the part's elements, as bytes from the start of the tensor.
     pub fn runs(&self) -> impl Iterator<Item = Range<u64>> {
-        (0..self.run_count()).map(|index| {
-            let start = self.run_start(index);
-            start..start + self.run_len
+        self.runs_from(0)
+    }
+
+    /// As [`Slice::runs`], from byte `at` of the part on: of the run that it lies in, what is left.
+    pub(crate) fn runs_from(&self, at: u64) -> impl Iterator<Item = Range<u64>> {
+        let run_len = self.run_len.max(1);
+        let (count, stride) = self.repeats.last().map_or((1, 0), |r| (r.count, r.stride));
+        let first = at / run_len;
+        let mut begun = at % run_len;
+        // Runs are short: a division for each of them would be felt, one for each row of them is not.
+        let mut start = self.run_start(first);
+        let mut left = count - first % count;
+        (first..self.run_count()).map(move |index| {
+            if left == 0 {
+                start = self.run_start(index);
+                left = count;
+            }
+            let run = start + begun..start + run_len;
+            begun = 0;
+            start += stride;
+            left -= 1;
+            run
         })
     }
 }
@@ -285,6 +304,11 @@ mod tests {
             let bytes: Vec<u64> = slice.runs().flatten().collect();
             prop_assert_eq!(&bytes, &naive(size, &shape, &ranges));
             prop_assert_eq!(slice.byte_len(), bytes.len() as u64);
+            for at in 0..bytes.len() {
+                let rest: Vec<u64> = slice.runs_from(at as u64).flatten().collect();
+                prop_assert_eq!(&rest, &bytes[at..]);
+                prop_assert_eq!(slice.offset_of(at as u64), bytes[at]);
+            }
             // Joined as far as they can be: no run begins where the one before it ends, unless
             // longer runs would not be equally long.
             if slice.run_count() == 2 {
