@@ -34,6 +34,7 @@ mod bytes;
 mod dtype;
 mod load;
 mod load_into;
+mod outlook;
 mod prefetch;
 mod progress;
 mod save;

@@ -1,22 +1,25 @@
 //! Reads ahead of a model that asks for one tensor after the other.
 //!
-//! One thread reads what follows, in file order, the tensor that was asked for last. It never has
-//! more than a window of tensors that nobody has taken yet, and reads no tensor twice. Whatever it
-//! has not read, or could not read, is read by whoever asks for it: so an error shows at the tensor
-//! it belongs to, and nothing depends on the thread being there.
+//! One thread reads what is [expected](crate::outlook) after the tensor that was asked for last. It
+//! never has more than a window of tensors that nobody has taken yet, and reads no tensor twice.
+//! Whatever it has not read, or could not read, is read by whoever asks for it: so an error shows at
+//! the tensor it belongs to, and nothing depends on the thread being there.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use candle_core::DType;
-use safeshard_core::{Cancel, Dtype, Planned, Result, TypedVec};
+use candle_nn::var_builder::Shard;
+use safeshard_core::{Cancel, Planned, Result, TypedVec};
 
+use crate::outlook::{Expected, Habits, Outlook};
 use crate::progress::Meter;
 use crate::weights::Want;
-use crate::{Weights, lock};
+use crate::{Weights, lock, tensor_parallel};
 
 /// Bytes that are read and not taken, at most; one tensor may be larger. Together with the engine's
 /// buffers less than 64 MiB.
@@ -25,11 +28,7 @@ const WINDOW: u64 = 48 << 20;
 /// Bytes that are worth a go of the engine.
 const BATCH: u64 = 16 << 20;
 
-/// A smaller tensor does not say where the model goes on: norms in F32 lie apart from the matrices of
-/// their layers, which are in BF16.
-const WORTH_FOLLOWING: u64 = 256 << 10;
-
-/// How many tensors of the file order are looked at: bounds the work for very small tensors.
+/// How many tensors are looked at: bounds the work for very small ones.
 const REACH: usize = 256;
 
 /// The thread, from the first request until it is dropped.
@@ -39,49 +38,50 @@ pub(crate) struct Prefetcher {
 }
 
 impl Prefetcher {
-    /// For a builder of this dtype; what is asked for in another one is not taken from here.
-    pub(crate) fn new(weights: &Weights, dtype: DType) -> Self {
-        let order = weights.in_file_order().filter_map(|stored| {
-            let planned = weights.plan_stored(stored, &[], Want::Floats(dtype)).ok()?;
-            Some(Place {
-                stored: planned.stored,
-                dtype: planned.dtype,
-                byte_len: planned.byte_len,
-            })
-        });
-        let order: Vec<_> = order.collect();
-        let positions = order
-            .iter()
-            .zip(0..)
-            .map(|(place, i)| (place.stored.clone(), i));
+    /// For a builder of this dtype; what is asked for in another one is not taken from here. `expected`
+    /// is what will be asked of tensors before any was asked for.
+    pub(crate) fn new(weights: &Weights, dtype: DType, expected: Expected) -> Self {
+        let want = Want::Floats(dtype);
+        let outlook = Outlook::new(weights.in_natural_order().filter_map(|stored| {
+            let planned = weights.plan_stored(stored, &[], want).ok()?;
+            Some((planned.stored, planned.dtype, planned.byte_len))
+        }));
+        let places = outlook.places().iter();
+        let meter = match expected {
+            Expected::Always(_) => Meter::new(weights, places.map(|place| &*place.stored)),
+            Expected::Unknown | Expected::Nothing => Meter::growing(weights),
+        };
         let user = weights.options().read.cancel.clone().unwrap_or_default();
         Self {
             ahead: Arc::new(Ahead {
-                meter: Meter::new(weights, order.iter().map(|place| place.stored.as_str())),
+                meter,
                 weights: weights.clone(),
-                want: Want::Floats(dtype),
+                want,
                 cancel: user.child(),
-                positions: positions.collect(),
                 state: Mutex::new(State {
-                    done: vec![false; order.len()],
-                    ..State::default()
+                    asked: None,
+                    habits: outlook.habits(expected),
+                    done: vec![false; outlook.places().len()],
+                    reading: Vec::new(),
+                    ready: BTreeMap::new(),
+                    closed: false,
                 }),
-                order,
+                outlook,
                 changed: Condvar::new(),
             }),
             thread: OnceLock::new(),
         }
     }
 
-    /// The tensor's elements: read already, or now.
-    pub(crate) fn read(&self, planned: &Planned) -> Result<TypedVec> {
+    /// The elements of that part of a tensor, which `planned` asks for: read already, or now.
+    pub(crate) fn read(&self, planned: &Planned, part: Shard) -> Result<TypedVec> {
         self.thread.get_or_init(|| {
             let ahead = Arc::clone(&self.ahead);
             let thread = thread::Builder::new().name("safeshard-prefetch".into());
             // Without a thread, everything is read when it is asked for.
             thread.spawn(move || ahead.work()).ok()
         });
-        if let Some(elements) = self.ahead.take(planned) {
+        if let Some(elements) = self.ahead.take(planned, part) {
             return Ok(elements);
         }
         self.ahead
@@ -102,6 +102,12 @@ impl Drop for Prefetcher {
     }
 }
 
+impl fmt::Debug for Prefetcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prefetcher").finish_non_exhaustive()
+    }
+}
+
 /// What the thread and those who ask share.
 struct Ahead {
     weights: Weights,
@@ -109,50 +115,42 @@ struct Ahead {
     meter: Arc<Meter>,
     /// Also stops with the caller's own switch.
     cancel: Cancel,
-    order: Vec<Place>,
-    positions: HashMap<String, usize>,
+    outlook: Outlook,
     state: Mutex<State>,
     changed: Condvar,
 }
 
-/// A tensor in file order, as the thread would read it.
-struct Place {
-    stored: String,
-    dtype: Dtype,
-    byte_len: u64,
-}
-
-#[derive(Default)]
+/// Tensors by their positions in the outlook.
 struct State {
-    /// The position that was asked for last.
+    /// The group of the one that was asked for last.
     asked: Option<usize>,
-    /// Positions that are not to be read (again) by the thread.
+    habits: Habits,
+    /// Those that are not to be read (again) by the thread.
     done: Vec<bool>,
-    /// Positions that the thread reads now.
+    /// Those that the thread reads now.
     reading: Vec<usize>,
-    ready: BTreeMap<usize, TypedVec>,
+    ready: BTreeMap<usize, (Planned, TypedVec)>,
     closed: bool,
 }
 
 impl Ahead {
-    fn take(&self, planned: &Planned) -> Option<TypedVec> {
-        let &position = self.positions.get(&planned.stored)?;
-        let place = self.order.get(position)?;
+    fn take(&self, planned: &Planned, part: Shard) -> Option<TypedVec> {
+        let (position, place) = self.outlook.find(&planned.stored)?;
         let usable = place.dtype == planned.dtype;
         let mut state = lock(&self.state);
-        if place.byte_len >= WORTH_FOLLOWING || state.asked.is_none() {
-            state.asked = Some(position);
-        }
+        state.asked = Some(place.group);
+        state.habits.asked(place.kind, part);
         while usable && state.reading.contains(&position) {
             state = self.wait(state);
         }
         if let Some(done) = state.done.get_mut(position) {
             *done = true;
         }
-        let elements = state.ready.remove(&position);
+        let ready = state.ready.remove(&position);
         drop(state);
         self.changed.notify_all();
-        elements.filter(|_| usable)
+        let (read, elements) = ready?;
+        (usable && read.ranges == planned.ranges).then_some(elements)
     }
 
     /// The thread.
@@ -168,12 +166,12 @@ impl Ahead {
                     None => state = self.wait(state),
                 }
             };
-            state.reading.clone_from(&batch);
+            state.reading = batch.iter().map(|&(position, _)| position).collect();
             drop(state);
             // A panic of the caller's progress function must not leave anybody waiting.
             let read = catch_unwind(AssertUnwindSafe(|| self.read(&batch)));
             let mut state = lock(&self.state);
-            state.reading.clear();
+            let batch = mem::take(&mut state.reading);
             match read {
                 Ok(Ok(all)) => state.arrive(batch.into_iter().zip(all)),
                 // Whoever asks for one of them reads it, and meets the error if it is theirs.
@@ -184,68 +182,73 @@ impl Ahead {
         }
     }
 
-    fn read(&self, batch: &[usize]) -> Result<Vec<TypedVec>> {
+    fn read(&self, batch: &[(usize, Shard)]) -> Result<Vec<(Planned, TypedVec)>> {
+        let all = self.outlook.places();
         let places = batch
             .iter()
-            .filter_map(|&position| self.order.get(position));
-        let plan = places.map(|place| self.weights.plan_stored(&place.stored, &[], self.want));
+            .filter_map(|&(position, part)| Some((all.get(position)?, part)));
+        let plan = places.map(|(place, part)| {
+            let plan = |ranges: &[_]| self.weights.plan_stored(&place.stored, ranges, self.want);
+            plan(&tensor_parallel::ranges(&plan(&[])?.shape, part)?)
+        });
+        let plan = plan.collect::<Result<Vec<_>>>()?;
         let mut options = self.meter.options();
         options.cancel = Some(self.cancel.clone());
-        self.weights
-            .read(&plan.collect::<Result<Vec<_>>>()?, &options)
+        let all = self.weights.read(&plan, &options)?;
+        Ok(plan.into_iter().zip(all).collect())
     }
 
     /// What to read next, once room for it has been made; `None` if there is nothing worth it.
-    fn next(&self, state: &mut State) -> Option<Vec<usize>> {
-        let first = state.asked? + 1;
-        let mut end = first;
-        let mut batch = Vec::new();
-        let (mut ready, mut bytes, mut batch_bytes) = (0, 0_u64, 0);
-        let places = self.order.iter().enumerate().skip(first).take(REACH);
-        for (position, place) in places {
+    fn next(&self, state: &mut State) -> Option<Vec<(usize, Shard)>> {
+        let (mut batch, mut wanted) = (Vec::new(), HashSet::new());
+        let (mut bytes, mut batch_bytes, mut next_is_missing) = (0_u64, 0, false);
+        let expected = self.outlook.from(state.asked?, &state.habits).take(REACH);
+        for (position, place, part) in expected {
             if state.done.get(position) == Some(&true) {
                 continue;
             }
+            let byte_len = place.byte_len / part.world_size.max(1) as u64;
             let is_ready = state.ready.contains_key(&position);
-            let sum = bytes.saturating_add(place.byte_len);
+            let sum = bytes.saturating_add(byte_len);
             let fits = sum <= WINDOW || bytes == 0;
             if !fits || !is_ready && batch_bytes >= BATCH {
                 break;
             }
             if is_ready {
-                ready += 1;
+                wanted.insert(position);
             } else {
-                batch.push(position);
-                batch_bytes += place.byte_len;
+                next_is_missing |= wanted.is_empty();
+                batch.push((position, part));
+                batch_bytes += byte_len;
             }
             bytes = sum;
-            end = position + 1;
         }
         // A little at a time is only worth it if somebody may wait for it.
-        let worth_it = ready == 0 || batch_bytes >= BATCH || batch.len() >= REACH / 4;
+        let worth_it = next_is_missing || batch_bytes >= BATCH || batch.len() >= REACH / 4;
         if batch.is_empty() || !worth_it {
             return None;
         }
-        self.make_room(state, first..end, WINDOW.saturating_sub(batch_bytes));
+        self.make_room(state, &wanted, WINDOW.saturating_sub(batch_bytes));
         Some(batch)
     }
 
     /// Drops what was read for nothing, as the model went on elsewhere, until at most `room` bytes
     /// are left.
-    fn make_room(&self, state: &mut State, wanted: Range<usize>, room: u64) {
-        let byte_len = |position: usize| self.order.get(position).map_or(0, |p| p.byte_len);
-        let mut held: u64 = state.ready.keys().map(|&position| byte_len(position)).sum();
-        let unwanted = state
-            .ready
-            .keys()
-            .copied()
-            .filter(|at| !wanted.contains(at));
-        for position in unwanted.collect::<Vec<_>>() {
+    fn make_room(&self, state: &mut State, wanted: &HashSet<usize>, room: u64) {
+        let ready = state.ready.iter();
+        let byte_lens = ready.map(|(&position, (planned, _))| (position, planned.byte_len));
+        let byte_lens: Vec<_> = byte_lens.collect();
+        let mut held: u64 = byte_lens.iter().map(|(_, byte_len)| byte_len).sum();
+        let unwanted = byte_lens.iter().filter(|(at, _)| !wanted.contains(at));
+        for &(position, byte_len) in unwanted {
             if held <= room {
                 break;
             }
-            held -= byte_len(position);
+            held -= byte_len;
             state.give_up([position]);
+            if let Some(place) = self.outlook.places().get(position) {
+                state.habits.disappointed(place.kind);
+            }
         }
     }
 
@@ -256,11 +259,11 @@ impl Ahead {
 }
 
 impl State {
-    fn arrive(&mut self, batch: impl IntoIterator<Item = (usize, TypedVec)>) {
-        for (position, elements) in batch {
+    fn arrive(&mut self, batch: impl IntoIterator<Item = (usize, (Planned, TypedVec))>) {
+        for (position, read) in batch {
             // Somebody may have wanted it in another dtype meanwhile.
             if self.done.get(position) == Some(&false) {
-                self.ready.insert(position, elements);
+                self.ready.insert(position, read);
             }
         }
     }
@@ -272,34 +275,5 @@ impl State {
                 *done = true;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::{Device, Tensor};
-    use safeshard_core::Checkpoint;
-
-    use super::*;
-
-    #[test]
-    fn a_small_tensor_elsewhere_does_not_lead_the_reading_away() {
-        // A norm that was asked for sent the thread to the norms of all other layers.
-        let matrix = Tensor::zeros((512, 512), DType::BF16, &Device::Cpu).unwrap();
-        let norm = Tensor::zeros(512, DType::F32, &Device::Cpu).unwrap();
-        let tensors = HashMap::from([("matrix", matrix), ("norm", norm)]);
-        let bytes = safetensors::serialize(&tensors, None).unwrap();
-        let checkpoint = Checkpoint::from_bytes(bytes).unwrap();
-        let weights = Weights::from_checkpoint(checkpoint, &crate::LoadOptions::default()).unwrap();
-        let reader = Prefetcher::new(&weights, DType::BF16);
-        let asked = |name| {
-            let planned = weights.plan_stored(name, &[], Want::Floats(DType::BF16));
-            reader.read(&planned.unwrap()).unwrap();
-            lock(&reader.ahead.state).asked
-        };
-        let at_norm = asked("norm");
-        let at_matrix = asked("matrix");
-        assert_ne!(at_norm, at_matrix);
-        assert_eq!(asked("norm"), at_matrix);
     }
 }

@@ -10,8 +10,10 @@ use crate::{Weights, lock};
 /// Counts the bytes of all reads of a job.
 #[derive(Debug)]
 pub(crate) struct Meter {
-    total: u64,
-    done: Mutex<u64>,
+    /// Bytes of everything there is to read, where that is known.
+    all: Option<u64>,
+    /// Of the reads that have begun.
+    sum: Mutex<Progress>,
     options: ReadOptions,
 }
 
@@ -24,11 +26,19 @@ impl Meter {
         let infos = stored
             .into_iter()
             .filter_map(|name| weights.checkpoint().info(name).ok());
+        let lengths = infos.map(|tensor| tensor.byte_len());
+        Self::counting(weights, Some(lengths.fold(0, u64::saturating_add)))
+    }
+
+    /// For reads of which nobody knows how many there will be: the total grows with each.
+    pub(crate) fn growing(weights: &Weights) -> Arc<Self> {
+        Self::counting(weights, None)
+    }
+
+    fn counting(weights: &Weights, all: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
-            total: infos
-                .map(|tensor| tensor.byte_len())
-                .fold(0, u64::saturating_add),
-            done: Mutex::new(0),
+            all,
+            sum: Mutex::new(Progress { done: 0, total: 0 }),
             options: weights.options().read.clone(),
         })
     }
@@ -40,12 +50,17 @@ impl Meter {
             let (meter, before) = (Arc::clone(self), AtomicU64::new(0));
             options.progress = Some(Arc::new(move |part: Progress| {
                 // Held during the call: one call at a time, and `done` only grows.
-                let mut done = lock(&meter.done);
-                *done += part.done - before.swap(part.done, Ordering::Relaxed);
+                let mut sum = lock(&meter.sum);
+                let before = before.swap(part.done, Ordering::Relaxed);
+                if before == 0 {
+                    sum.total += part.total;
+                }
+                sum.done += part.done - before;
+                let total = meter.all.unwrap_or(sum.total);
                 progress(Progress {
                     // What is read a second time is not more work done.
-                    done: (*done).min(meter.total),
-                    total: meter.total,
+                    done: sum.done.min(total),
+                    total,
                 });
             }));
         }

@@ -4,19 +4,26 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use candle_core::{DType, Device, DeviceLocation, Shape, Tensor};
-use candle_nn::var_builder::SimpleBackend;
+use candle_nn::var_builder::{Shard, SimpleBackend};
 use candle_nn::{Init, VarBuilder};
 use safeshard_core::{Dtype, Result};
 
+use crate::outlook::Expected;
 use crate::prefetch::Prefetcher;
 use crate::tensor::into_candle;
 use crate::weights::Want;
 use crate::{Weights, lock};
 
+const WHOLE: Shard = Shard {
+    dim: 0,
+    rank: 0,
+    world_size: 1,
+};
+
 pub(crate) fn builder(weights: &Weights, dtype: DType, device: &Device) -> VarBuilder<'static> {
     let backend = Backend {
         weights: weights.clone(),
-        prefetcher: Prefetcher::new(weights, dtype),
+        prefetcher: Prefetcher::new(weights, dtype, Expected::Always(WHOLE)),
         tied: Mutex::default(),
     };
     VarBuilder::from_backend(Box::new(backend), dtype, device.clone())
@@ -42,7 +49,7 @@ impl Backend {
             self.weights.check_shape(&planned, shape.dims())?;
         }
         let read = || {
-            let elements = self.prefetcher.read(&planned)?;
+            let elements = self.prefetcher.read(&planned, WHOLE)?;
             self.weights.finish(&planned, elements, device)
         };
         let mut kept = self.weights.checkpoint().aliases().values();

@@ -164,7 +164,7 @@ impl Weights {
         var_builder::builder(self, dtype, device)
     }
 
-    /// A builder for tensor-parallel models, which reads only what belongs to a rank; see
+    /// A builder for tensor-parallel models, which reads only what belongs to a rank, also ahead; see
     /// [`TensorParallel`].
     pub fn sharded_var_builder(
         &self,
@@ -194,18 +194,29 @@ impl Weights {
         &self.0.options
     }
 
-    /// The stored tensors that its names stand for, each once, in the order of the files' bytes.
+    /// The stored tensors that its names stand for, each once, in natural order of their stored names.
+    pub(crate) fn in_natural_order(&self) -> impl Iterator<Item = &str> {
+        let wanted = self.wanted();
+        let names = self.checkpoint().tensors().map(|tensor| tensor.name);
+        names.filter(move |name| wanted.contains(name))
+    }
+
+    /// As [`Weights::in_natural_order`], in the order of the files' bytes.
     pub(crate) fn in_file_order(&self) -> impl Iterator<Item = &str> {
         let checkpoint = self.checkpoint();
-        let wanted: HashSet<_> = self.0.names.values().map(|name| self.kept(name)).collect();
+        let wanted = self.wanted();
         checkpoint.files().iter().flat_map(move |file| {
             let names = file.header().tensors().map(|tensor| tensor.name);
             let served = |name: &str| checkpoint.file_of(name).is_some_and(|f| ptr::eq(f, file));
             let wanted: Vec<_> = names
-                .filter(|name| wanted.contains(name) && served(name))
+                .filter(|&name| wanted.contains(name) && served(name))
                 .collect();
             wanted
         })
+    }
+
+    fn wanted(&self) -> HashSet<&str> {
+        self.0.names.values().map(|name| self.kept(name)).collect()
     }
 
     /// Decides how to answer a request, and notes it in the report.

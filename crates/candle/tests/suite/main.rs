@@ -6,6 +6,7 @@ mod interop;
 mod load;
 mod load_into;
 mod parts;
+mod parts_ahead;
 mod prefetch;
 mod save;
 mod save_interop;

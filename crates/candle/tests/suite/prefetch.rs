@@ -1,18 +1,18 @@
 //! Reading ahead: the right tensors in any order, errors where they belong, no hanging, no leak.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use candle_core::{DType, Device};
 use rstest::rstest;
-use safeshard_candle::{Error, LoadOptions, Result};
+use safeshard_candle::{Error, LoadOptions};
 use safeshard_core::Code;
 use safetensors::Dtype;
 
-use crate::support::{Probe, Stored, bytes};
+use crate::support::{Gate, Probe, Stored, bytes, on_background_thread, one_thread, wait_until};
 
 const CPU: &Device = &Device::Cpu;
 const COUNT: usize = 40;
@@ -25,28 +25,6 @@ fn name(i: usize) -> String {
 fn tensors(count: usize, len: usize) -> Vec<Stored> {
     let tensor = |i| Stored::new(&name(i), Dtype::U8, &[len], vec![i as u8; len]);
     (0..count).map(tensor).collect()
-}
-
-/// As a caller with one thread: reading ahead happens on the background thread alone.
-fn one_thread() -> LoadOptions {
-    let mut options = LoadOptions::default();
-    options.read.threads = std::num::NonZeroUsize::new(1);
-    options
-}
-
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "waited in vain: {what}"
-        );
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn on_background_thread() -> bool {
-    thread::current().name() == Some("safeshard-prefetch")
 }
 
 /// The bytes of a tensor in the file.
@@ -250,30 +228,6 @@ fn many_threads_may_ask_at_once() {
     assert!(weights.report().is_exact());
 }
 
-/// Lets the background thread's reads wait until the gate opens.
-#[derive(Default)]
-struct Gate {
-    open: Mutex<bool>,
-    changed: Condvar,
-    waiting: AtomicBool,
-}
-
-impl Gate {
-    fn pass(&self) -> Result<()> {
-        if on_background_thread() {
-            self.waiting.store(true, Ordering::Relaxed);
-            let open = self.open.lock().unwrap();
-            drop(self.changed.wait_while(open, |open| !*open).unwrap());
-        }
-        Ok(())
-    }
-
-    fn open(&self) {
-        *self.open.lock().unwrap() = true;
-        self.changed.notify_all();
-    }
-}
-
 #[test]
 fn a_tensor_that_is_being_read_is_waited_for() {
     let stored = tensors(3, 16);
@@ -287,7 +241,7 @@ fn a_tensor_that_is_being_read_is_waited_for() {
     });
     let vb = weights.var_builder(DType::F32, CPU);
     vb.get(16, &name(0)).unwrap();
-    wait_until("the background", || gate.waiting.load(Ordering::Relaxed));
+    gate.wait_for_somebody();
     let asked = thread::spawn(move || vb.get(16, &name(1)).unwrap());
     thread::sleep(Duration::from_millis(50));
     assert!(!asked.is_finished());
@@ -306,7 +260,7 @@ fn dropping_the_builder_ends_the_thread() {
     probe.set_hook(move |_| hook.pass());
     let vb = weights.var_builder(DType::F32, CPU);
     vb.get(1 << 20, &name(0)).unwrap();
-    wait_until("the background", || gate.waiting.load(Ordering::Relaxed));
+    gate.wait_for_somebody();
     let before = probe.bytes_read();
     let dropping = thread::spawn(move || drop(vb));
     thread::sleep(Duration::from_millis(50));

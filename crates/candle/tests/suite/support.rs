@@ -5,7 +5,10 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use candle_core::{CpuStorage, Storage, Tensor};
 use safeshard_candle::{Checkpoint, LoadOptions, Result, Weights};
@@ -174,6 +177,56 @@ impl ReadAt for Probe {
 impl fmt::Debug for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Probe")
+    }
+}
+
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "waited in vain: {what}"
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+pub(crate) fn on_background_thread() -> bool {
+    thread::current().name() == Some("safeshard-prefetch")
+}
+
+/// As a caller with one thread: reading ahead happens on the background thread alone.
+pub(crate) fn one_thread() -> LoadOptions {
+    let mut options = LoadOptions::default();
+    options.read.threads = std::num::NonZeroUsize::new(1);
+    options
+}
+
+/// Lets the background thread's reads wait until the gate opens.
+#[derive(Default)]
+pub(crate) struct Gate {
+    open: Mutex<bool>,
+    changed: Condvar,
+    waiting: AtomicBool,
+}
+
+impl Gate {
+    pub(crate) fn pass(&self) -> Result<()> {
+        if on_background_thread() {
+            self.waiting.store(true, Ordering::Relaxed);
+            let open = self.open.lock().unwrap();
+            drop(self.changed.wait_while(open, |open| !*open).unwrap());
+        }
+        Ok(())
+    }
+
+    pub(crate) fn wait_for_somebody(&self) {
+        wait_until("the background", || self.waiting.load(Ordering::Relaxed));
+    }
+
+    pub(crate) fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.changed.notify_all();
     }
 }
 
