@@ -117,8 +117,9 @@ fn open_only(path: impl AsRef<Path>, name: &str) -> Result<Weights> {
 ///   (`get_with_hints_dtype`) in that one or not at all. What candle has no dtype for fails alone,
 ///   with the rule that would load it.
 /// - The shape is compared before anything is read.
-/// - A background thread reads on in file order, up to 48 MiB, while the model is built; it ends with
-///   the last clone of the builder. What it could not read fails where it is asked for.
+/// - A background thread reads on, up to 48 MiB, while the model is built: layer by layer, each in the
+///   order in which the model asked for the first one. It ends with the last clone of the builder. What
+///   it could not read fails where it is asked for.
 /// - Tied tensors that were stored once are read once.
 /// - Errors of `get` are this crate's, with their message and as `candle_core::Error`.
 ///

@@ -200,28 +200,25 @@ impl Ahead {
 
     /// What to read next, once room for it has been made; `None` if there is nothing worth it.
     fn next(&self, state: &mut State) -> Option<Vec<(usize, Shard)>> {
-        let (mut batch, mut wanted) = (Vec::new(), HashSet::new());
-        let (mut bytes, mut batch_bytes, mut next_is_missing) = (0_u64, 0, false);
         let expected = self.outlook.from(state.asked?, &state.habits).take(REACH);
-        for (position, place, part) in expected {
-            if state.done.get(position) == Some(&true) {
-                continue;
-            }
+        let expected = expected.filter(|&(at, ..)| state.done.get(at) == Some(&false));
+        let (ready, missing): (Vec<_>, Vec<_>) = expected
+            .enumerate()
+            .partition(|(_, (at, ..))| state.ready.contains_key(at));
+        let wanted: HashSet<_> = ready.into_iter().map(|(_, (at, ..))| at).collect();
+
+        let mut bytes = state.bytes_of_ready(|at| wanted.contains(&at));
+        let next_is_missing = missing.first().is_some_and(|&(turn, _)| turn == 0);
+        let (mut batch, mut batch_bytes) = (Vec::new(), 0);
+        for (_, (at, place, part)) in missing {
             let byte_len = place.byte_len / part.world_size.max(1) as u64;
-            let is_ready = state.ready.contains_key(&position);
-            let sum = bytes.saturating_add(byte_len);
-            let fits = sum <= WINDOW || bytes == 0;
-            if !fits || !is_ready && batch_bytes >= BATCH {
+            let fits = bytes.saturating_add(byte_len) <= WINDOW || bytes == 0;
+            if !fits || batch_bytes >= BATCH {
                 break;
             }
-            if is_ready {
-                wanted.insert(position);
-            } else {
-                next_is_missing |= wanted.is_empty();
-                batch.push((position, part));
-                batch_bytes += byte_len;
-            }
-            bytes = sum;
+            batch.push((at, part));
+            bytes += byte_len;
+            batch_bytes += byte_len;
         }
         // A little at a time is only worth it if somebody may wait for it.
         let worth_it = next_is_missing || batch_bytes >= BATCH || batch.len() >= REACH / 4;
@@ -235,18 +232,13 @@ impl Ahead {
     /// Drops what was read for nothing, as the model went on elsewhere, until at most `room` bytes
     /// are left.
     fn make_room(&self, state: &mut State, wanted: &HashSet<usize>, room: u64) {
-        let ready = state.ready.iter();
-        let byte_lens = ready.map(|(&position, (planned, _))| (position, planned.byte_len));
-        let byte_lens: Vec<_> = byte_lens.collect();
-        let mut held: u64 = byte_lens.iter().map(|(_, byte_len)| byte_len).sum();
-        let unwanted = byte_lens.iter().filter(|(at, _)| !wanted.contains(at));
-        for &(position, byte_len) in unwanted {
-            if held <= room {
+        let ready: Vec<_> = state.ready.keys().copied().collect();
+        for at in ready.into_iter().filter(|at| !wanted.contains(at)) {
+            if state.bytes_of_ready(|_| true) <= room {
                 break;
             }
-            held -= byte_len;
-            state.give_up([position]);
-            if let Some(place) = self.outlook.places().get(position) {
+            state.give_up([at]);
+            if let Some(place) = self.outlook.places().get(at) {
                 state.habits.disappointed(place.kind);
             }
         }
@@ -259,6 +251,11 @@ impl Ahead {
 }
 
 impl State {
+    fn bytes_of_ready(&self, which: impl Fn(usize) -> bool) -> u64 {
+        let ready = self.ready.iter().filter(|&(&at, _)| which(at));
+        ready.map(|(_, (planned, _))| planned.byte_len).sum()
+    }
+
     fn arrive(&mut self, batch: impl IntoIterator<Item = (usize, (Planned, TypedVec))>) {
         for (position, read) in batch {
             // Somebody may have wanted it in another dtype meanwhile.

@@ -21,9 +21,9 @@ use crate::weights::Want;
 /// [`var_builder`](crate::var_builder()).
 ///
 /// From the second layer on it reads ahead: once a rank has asked for the first half of
-/// `layers.0.mlp.up`, those of the other layers are read in large batches, on all threads, while the
-/// model is built. It takes a third of the time. Of a tensor that is asked for in several ways, nothing
-/// is read ahead. Memory: less than 64 MiB on top of what was asked for.
+/// `layers.0.mlp.up`, that of the other layers is read in large batches while the model is built, in
+/// two thirds of the time. Where different parts of a tensor are asked for, or one that was read is not,
+/// nothing of its kind is read ahead any more. Memory: less than 64 MiB on top of what was asked for.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

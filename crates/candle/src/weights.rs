@@ -157,14 +157,14 @@ impl Weights {
         self.finish(&planned, elements, device)
     }
 
-    /// An ordinary candle `VarBuilder`, which reads ahead in file order; see
+    /// An ordinary candle `VarBuilder`, which reads ahead; see
     /// [`var_builder`](crate::var_builder()). Builders of other dtypes or devices can be had from
     /// the same handle.
     pub fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         var_builder::builder(self, dtype, device)
     }
 
-    /// A builder for tensor-parallel models, which reads only what belongs to a rank, also ahead; see
+    /// A builder for tensor-parallel models, which reads only what belongs to a rank, and ahead; see
     /// [`TensorParallel`].
     pub fn sharded_var_builder(
         &self,

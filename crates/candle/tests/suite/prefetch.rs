@@ -83,6 +83,28 @@ fn in_file_order_every_byte_is_read_once() {
 }
 
 #[test]
+fn in_the_order_of_a_model_every_byte_is_read_once() {
+    // In file order, layer 10 came after layer 1, and `a` of the next layer after `z`: it was read,
+    // dropped, as the model was elsewhere, and read again when it came there.
+    let len = 4 << 20;
+    let names =
+        (0..12).flat_map(|layer| ["q", "z", "m", "a"].map(|name| format!("h.{layer}.{name}")));
+    let tensor = |name: String| Stored::new(&name, Dtype::U8, &[len], vec![name.len() as u8; len]);
+    let stored: Vec<_> = names.map(tensor).collect();
+    let probe = Probe::new(&stored);
+    let vb = probe
+        .weights(&LoadOptions::default())
+        .var_builder(DType::F32, CPU);
+    for stored in &stored {
+        vb.get(len, &stored.name).unwrap();
+        // Time to read what it thinks comes next.
+        thread::sleep(Duration::from_millis(5));
+    }
+    drop(vb);
+    assert_eq!(probe.bytes_read(), (stored.len() * len) as u64);
+}
+
+#[test]
 fn what_follows_is_there_before_it_is_asked_for() {
     let stored = tensors(4, 16);
     let probe = Probe::new(&stored);
