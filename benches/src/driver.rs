@@ -118,6 +118,7 @@ impl<'r> Race<'r> {
             contenders.len()
         );
 
+        cache::drop_all(&self.files)?;
         // Outside the timing: do they produce the same, and what memory does it take?
         let mut product = None;
         let mut results = Vec::new();

@@ -54,6 +54,8 @@ pub(super) const MIDDLE: Job = Job {
 const TARGETS: &[Target] = &[
     Target::time("safeshard-2", "candle", 0.10, 0.05),
     Target::time("safeshard-2", "python", 0.90, 0.50),
+    Target::time("safeshard-mapped-2", "candle", 0.10, 0.05),
+    Target::time("safeshard-mapped-2", "python", 0.90, 0.50),
     Target::time("at-once-2", "candle", 0.10, 0.05),
     Target::time("at-once-2", "python", 0.90, 0.50),
     Target::time("at-once-mapped-2", "candle", 0.10, 0.05),
@@ -63,7 +65,7 @@ const TARGETS: &[Target] = &[
 ];
 
 /// Those that slice that dimension; `python` is the function that does.
-const fn contenders<const DIM: usize>(python: &'static str) -> [Contender; 8] {
+const fn contenders<const DIM: usize>(python: &'static str) -> [Contender; 9] {
     [
         Contender::ours(
             "safeshard-2",
@@ -86,11 +88,16 @@ const fn contenders<const DIM: usize>(python: &'static str) -> [Contender; 8] {
             |path| at_once(path, DIM, mapped()),
         ),
         Contender::rival(
+            "one-by-one",
+            "safeshard `Weights::slice` of each, nothing read ahead",
+            |path| one_by_one(path, DIM),
+        ),
+        Contender::rival(
             "pages-one-by-one",
-            "`sharded_var_builder`, faulting pages one by one",
+            "the same, faulting pages one by one",
             |path| {
                 Technique::PagesAtOnce.switch_off();
-                safeshard(path, DIM, Io::default())
+                one_by_one(path, DIM)
             },
         ),
         Contender::rival("candle", "candle `ShardedSafeTensors`", |path| {
@@ -136,6 +143,22 @@ fn safeshard(path: &Path, dim: usize, io: Io) -> Result<Prepared> {
             loaded.insert(name, tensor);
         }
         Ok(tensors(loaded, vb))
+    }))
+}
+
+fn one_by_one(path: &Path, dim: usize) -> Result<Prepared> {
+    let (path, matrices) = (owned(path), matrices(path)?);
+    Ok(Box::new(move || {
+        let weights = Weights::open_with(path, &threads(2))?;
+        let mut loaded = HashMap::new();
+        for (name, shape) in matrices {
+            let shape: Vec<_> = shape.into_iter().map(|size| size as u64).collect();
+            let ranges = ranges(&shape, dim).into_iter();
+            let ranges: Vec<_> = ranges.map(|r| r.start as usize..r.stop as usize).collect();
+            let tensor = weights.slice(&name, &ranges, Some(DType::BF16), &Device::Cpu)?;
+            loaded.insert(name, tensor);
+        }
+        Ok(tensors(loaded, weights))
     }))
 }
 
