@@ -1,4 +1,4 @@
-//! Instructions that the work per tensor takes: the same on every run, so a check can hold them.
+//! Instructions that the work per tensor, or per run of a slice, takes: the same on every run, so a check can hold them.
 //!
 //! Counted by callgrind, only inside [`counted`], on one thread, and compared with
 //! `instructions.json`.
@@ -11,7 +11,8 @@ use std::process::Command;
 
 use candle_core::Device;
 use safeshard::candle::load_with;
-use safeshard::{Checkpoint, Header, HeaderOptions, LoadOptions, ReadOptions};
+use safeshard::{Checkpoint, DimRange, Fill, Header, HeaderOptions, LoadOptions, ReadOptions};
+use safetensors::tensor::TensorView;
 
 use crate::data::Dataset;
 use crate::{Folders, Result};
@@ -24,14 +25,15 @@ const TENSORS: u64 = 10_000;
 
 type Routine = fn(&Path) -> Result;
 
-/// Name, and what is counted: each works on a file of [`TENSORS`] small tensors.
-const ROUTINES: [(&str, Routine); 3] = [
+/// Name, and what is counted: each works on a file of [`TENSORS`] small tensors, or on as many runs.
+const ROUTINES: [(&str, Routine); 4] = [
     ("parse the header", parse),
     ("open and list", open),
     ("load into candle", load),
+    ("copy a run", slice),
 ];
 
-/// Instructions a tensor, by routine.
+/// Instructions a tensor or run, by routine.
 type Counts = BTreeMap<String, u64>;
 
 /// Fails where a routine takes more than was recorded.
@@ -45,7 +47,7 @@ pub(crate) fn compare(folders: &Folders) -> Result {
             .ok_or(format!("{name}: not recorded"))?;
         let growth = count as f64 / before as f64 - 1.0;
         println!(
-            "{name:20} {count:6} instructions a tensor, recorded {before} ({:+.1}%)",
+            "{name:20} {count:6} instructions each, recorded {before} ({:+.1}%)",
             growth * 100.0
         );
         if growth > TOLERANCE {
@@ -132,16 +134,41 @@ fn open(path: &Path) -> Result {
 
 fn load(path: &Path) -> Result {
     let options = LoadOptions {
-        read: ReadOptions {
-            threads: std::num::NonZero::new(1),
-            ..ReadOptions::default()
-        },
+        read: one_thread(),
         ..LoadOptions::default()
     };
     counted(&mut || {
         let (tensors, _report) = load_with(path, &Device::Cpu, &options)?;
         expect(tensors.len())
     })
+}
+
+/// An error was allocated for each run, and thrown away.
+fn slice(_: &Path) -> Result {
+    let rows = vec![0; (TENSORS * ROW) as usize];
+    let shape = vec![TENSORS as usize, ROW as usize];
+    let whole = TensorView::new(safetensors::Dtype::U8, shape, &rows)?;
+    let checkpoint = Checkpoint::from_bytes(safetensors::serialize([("w", whole)], None)?)?;
+    let mut columns = vec![0; rows.len() / 2];
+    counted(&mut || {
+        let part = Fill {
+            name: "w".into(),
+            ranges: Some(vec![DimRange::all(TENSORS), (0..ROW / 2).into()]),
+            cast: None,
+            destination: &mut columns[..],
+        };
+        Ok(checkpoint.overwrite(vec![part], &one_thread())?)
+    })
+}
+
+/// Bytes of a row of which half is a run.
+const ROW: u64 = 32;
+
+fn one_thread() -> ReadOptions {
+    ReadOptions {
+        threads: std::num::NonZero::new(1),
+        ..ReadOptions::default()
+    }
 }
 
 fn expect(tensors: usize) -> Result {

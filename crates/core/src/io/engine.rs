@@ -31,7 +31,7 @@ const SHORT_PIECE: u64 = 128 << 10;
 
 /// Into how many pieces for every thread: the one that starts last, or waits longest for its pages,
 /// leaves pieces to the others.
-const PIECES_A_THREAD: u64 = 4;
+const PIECES_A_THREAD: u64 = 8;
 
 /// Source bytes of a piece that is cast.
 const CAST_PIECE: u64 = 2 << 20;
