@@ -23,8 +23,9 @@ the results in `results/`; `cargo xtask bench` measures them anew.
 - Memory is touched and freed in the process before the clock starts. A virtual machine gives freed
   memory back to its host; the first touch of such memory is up to five times slower than any
   loader, and would be charged to whoever comes first.
-- The page cache is filled by reading the files through, or emptied, right before each sample, and
-  `fincore` says whether that worked.
+- Before each sample `fincore` says whether the page cache holds the files. If it should and does not,
+  they are dropped and read from front to back, all of them: the kernel keeps in small units what it
+  reads into gaps, and mapping those takes up to three times as long.
 - One further run of each contender is not timed: its memory is looked at every millisecond, and
   what it produced is compared. All contenders of a job produced the same names, dtypes, shapes and
   bytes, or there would be no result.

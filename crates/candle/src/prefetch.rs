@@ -233,10 +233,15 @@ impl Ahead {
     /// are left.
     fn make_room(&self, state: &mut State, wanted: &HashSet<usize>, room: u64) {
         let ready: Vec<_> = state.ready.keys().copied().collect();
+        let mut held = state.bytes_of_ready(|_| true);
         for at in ready.into_iter().filter(|at| !wanted.contains(at)) {
-            if state.bytes_of_ready(|_| true) <= room {
+            if held <= room {
                 break;
             }
+            held -= state
+                .ready
+                .get(&at)
+                .map_or(0, |(planned, _)| planned.byte_len);
             state.give_up([at]);
             if let Some(place) = self.outlook.places().get(at) {
                 state.habits.disappointed(place.kind);
