@@ -1,6 +1,8 @@
 //! Everything that must hold before a change is merged.
 
-use crate::{Result, Tree, bench, setup, step, test};
+use std::process::Command;
+
+use crate::{Result, Tree, api, bench, deny, floors, setup, step, test};
 
 /// Stops at the first step that fails.
 pub(crate) fn run(tree: &Tree) -> Result {
@@ -16,6 +18,7 @@ pub(crate) fn run(tree: &Tree) -> Result {
 /// What can be said of the sources without running them.
 pub(crate) fn lint(tree: &Tree) -> Result {
     step("cargo fmt", &mut tree.cargo(&["fmt", "--all", "--check"]))?;
+    floors::check(tree)?;
     // As the tests do, so that what was compiled for them, libtorch's bindings above all, serves here.
     let python = setup::python(tree)?;
     let mut clippy = tree.cargo(&["clippy", "--workspace", "--all-targets"]);
@@ -23,19 +26,19 @@ pub(crate) fn lint(tree: &Tree) -> Result {
     clippy.args(["--features", "safeshard-bench/tch", "--", "-D", "warnings"]);
     setup::add_libtorch(&mut clippy, &python)?;
     step("cargo clippy", &mut clippy)?;
+    let mut doc = doc(tree)?;
+    step("cargo doc", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    api::check(tree)?;
+    deny::check(tree)
+}
+
+/// Documents every crate that is published, with all of its features.
+pub(crate) fn doc(tree: &Tree) -> Result<Command> {
     let mut doc = tree.cargo(&["doc", "--no-deps", "--workspace"]);
     for program in ["safeshard-bench", "safeshard-matrix", "xtask"] {
         doc.args(["--exclude", program]);
     }
-    doc.env("RUSTDOCFLAGS", "-D warnings");
-    setup::add_libtorch(&mut doc, &python)?;
-    step("cargo doc", &mut doc)?;
-    if setup::runs(&mut tree.cargo(&["deny", "--version"])) {
-        step("cargo deny", &mut tree.cargo(&["deny", "check"]))
-    } else {
-        eprintln!(
-            "xtask: WARNING: cargo-deny is not installed: licences and advisories are NOT CHECKED"
-        );
-        Ok(())
-    }
+    doc.args(["--features", "candle,digest,ndarray,tch"]);
+    setup::add_libtorch(&mut doc, &setup::python(tree)?)?;
+    Ok(doc)
 }

@@ -4,8 +4,11 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+mod api;
 mod bench;
 mod ci;
+mod deny;
+mod floors;
 mod setup;
 mod test;
 
@@ -16,7 +19,8 @@ usage: cargo xtask COMMAND
   fixtures          let the oracles write target/fixtures/
   test [--] [ARGS]  setup, fixtures, then cargo test ARGS; without ARGS, all of it
   matrix            runs the matrix of frameworks and writes its table into README.md
-  lint              formatting, clippy, documentation, licences
+  lint              formatting, floors, clippy, documentation, public interfaces, licences
+  api               write the public interfaces into api/
   bench [ARGS]      compare with the other loaders; --help lists the jobs
   ci                test, lint, instruction counts, and the quick start";
 
@@ -42,6 +46,7 @@ fn run(args: &[String]) -> Result {
         ["matrix"] => test::matrix(&tree),
         ["bench", rest @ ..] => bench::run(&tree, rest),
         ["lint"] => ci::lint(&tree),
+        ["api"] => api::write(&tree),
         ["ci"] => ci::run(&tree),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

@@ -91,6 +91,7 @@ fn prepended(folder: &Path, variable: &str) -> Result<OsString> {
 
 fn make_python(tree: &Tree) -> Result<PathBuf> {
     install("strace");
+    install("valgrind");
     let folder = tree.root.join(".venv");
     let python = folder.join(if cfg!(windows) {
         "Scripts/python.exe"

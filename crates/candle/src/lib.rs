@@ -62,3 +62,8 @@ pub use weights::Weights;
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// The example of README, which is run as all others are.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -187,19 +187,14 @@ fn load_in_batches<T: Clone>(
         weights,
         plan.tensors.iter().map(|planned| planned.stored.as_str()),
     );
-    let mut all = HashMap::with_capacity(plan.report.loaded.len());
+    let mut all = Vec::with_capacity(plan.tensors.len());
     for batch in batches(&plan.tensors, most) {
         let elements = weights.read(batch, &meter.options())?;
         for (planned, elements) in batch.iter().zip(elements) {
-            all.insert(planned.name.clone(), make(planned, elements, device)?);
+            all.push(make(planned, elements, device)?);
         }
     }
-    for (alias, kept) in &plan.report.aliased {
-        if let Some(shared) = all.get(kept).cloned() {
-            all.insert(alias.clone(), shared);
-        }
-    }
-    Ok((all, plan.report))
+    Ok((plan.named(all, T::clone), plan.report))
 }
 
 /// Neighbours that together have at most `most` bytes, or are a single tensor.

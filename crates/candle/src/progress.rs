@@ -38,7 +38,7 @@ impl Meter {
     fn counting(weights: &Weights, all: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
             all,
-            sum: Mutex::new(Progress { done: 0, total: 0 }),
+            sum: Mutex::new(Progress::new(0, 0)),
             options: weights.options().read.clone(),
         })
     }
@@ -57,11 +57,8 @@ impl Meter {
                 }
                 sum.done += part.done - before;
                 let total = meter.all.unwrap_or(sum.total);
-                progress(Progress {
-                    // What is read a second time is not more work done.
-                    done: sum.done.min(total),
-                    total,
-                });
+                // What is read a second time is not more work done.
+                progress(Progress::new(sum.done.min(total), total));
             }));
         }
         options

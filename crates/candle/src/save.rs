@@ -1,17 +1,17 @@
 //! Tensors into files: borrowed where they lie in memory as they are stored, else piece by piece.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Storage, Tensor};
-use safeshard_core::{Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData};
+use safeshard_core::{
+    Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData, WriteBytes, gather,
+};
 
 use crate::bytes::{Span, storage_bytes};
 use crate::dtype::from_candle;
 use crate::tensor::framework;
-
-/// How many bytes are gathered, or fetched from a device, at a time.
-const PIECE: u64 = 8 << 20;
 
 /// Saves tensors under their names: a `HashMap`, a `BTreeMap`, a `Vec` of pairs or any other iterator,
 /// owned or borrowed. A path that ends in `.safetensors` is one file; any other is a folder, made if
@@ -180,8 +180,12 @@ impl TensorData for Memory {
         (self.span.len() > 0).then(|| address..address + self.span.len())
     }
 
-    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        self.with_bytes(write)?
+    fn write_range(&self, range: Range<u64>, write: &mut WriteBytes<'_>) -> Result<()> {
+        self.with_bytes(|bytes| bytes.write_range(range, write))?
+    }
+
+    fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+        self.with_bytes(|bytes| bytes.read_at(offset, buf))?
     }
 }
 
@@ -192,32 +196,16 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn write(&self, part: &Tensor, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        // Halves along the first dimension that has any are in row-major order.
-        let large = self.dtype.byte_len(&[part.elem_count() as u64]) > Some(PIECE);
-        let mut dims = part.dims().iter();
-        if large && let Some(dim) = dims.position(|&size| size > 1) {
-            let (size, half) = (part.dims()[dim], part.dims()[dim] / 2);
-            for (start, len) in [(0, half), (half, size - half)] {
-                let part = part.narrow(dim, start, len);
-                self.write(&part.map_err(|error| framework(&error))?, write)?;
-            }
-            return Ok(());
-        }
-        // By a copy of its own, because candle fetches a whole storage, whatever part of it a
-        // tensor is.
-        let part = part.force_contiguous();
-        self.write_whole(part, write)
-    }
-
-    fn write_whole(
+    /// Gives a part that candle may have to copy, in row-major order.
+    fn write(
         &self,
-        tensor: candle_core::Result<Tensor>,
-        write: &mut dyn FnMut(&[u8]) -> Result<()>,
+        part: candle_core::Result<Tensor>,
+        range: Range<u64>,
+        write: &mut WriteBytes<'_>,
     ) -> Result<()> {
-        let tensor = tensor.and_then(|tensor| tensor.to_device(&Device::Cpu));
+        let tensor = part.and_then(|part| part.to_device(&Device::Cpu));
         let tensor = tensor.map_err(|error| framework(&error))?;
-        Memory::new(self.dtype, tensor)?.write_to(write)
+        Memory::new(self.dtype, tensor)?.write_range(range, write)
     }
 }
 
@@ -230,11 +218,27 @@ impl TensorData for Pieces {
         true
     }
 
-    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        if is_copied(self.dtype) {
-            self.write(&self.tensor, write)
-        } else {
-            self.write_whole(Ok(self.tensor.clone()), write)
-        }
+    fn write_range(&self, range: Range<u64>, write: &mut WriteBytes<'_>) -> Result<()> {
+        let size = self.dtype.size().filter(|_| is_copied(self.dtype));
+        let Some(size) = size else {
+            // On another device, and in order: candle fetches all of it.
+            return self.write(Ok(self.tensor.clone()), range, write);
+        };
+        let copy = |ranges: &[Range<u64>], write: &mut WriteBytes<'_>| {
+            let narrowed = |part: Tensor, (dim, range): (usize, &Range<u64>)| {
+                let (start, len) = (range.start as usize, (range.end - range.start) as usize);
+                part.narrow(dim, start, len)
+            };
+            let part = ranges
+                .iter()
+                .enumerate()
+                .try_fold(self.tensor.clone(), narrowed);
+            // By a copy of its own, because candle fetches a whole storage, whatever part of it a
+            // tensor is.
+            let part = part.and_then(|part| part.force_contiguous());
+            self.write(part, 0..u64::MAX, write)
+        };
+        let shape: Vec<_> = self.tensor.dims().iter().map(|&dim| dim as u64).collect();
+        gather(&shape, size, range, copy, write)
     }
 }

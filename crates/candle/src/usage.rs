@@ -31,11 +31,7 @@ impl Usage {
     }
 
     pub(crate) fn mismatched(&self, planned: &Planned, expected: Vec<u64>) {
-        let mismatch = Mismatch {
-            name: planned.name.clone(),
-            expected,
-            found: planned.shape.clone(),
-        };
+        let mismatch = Mismatch::new(&planned.name, expected, planned.shape.clone());
         lock(&self.0)
             .mismatched
             .insert(planned.name.clone(), mismatch);
@@ -66,15 +62,14 @@ impl Usage {
             let (kept, _) = names.iter().find(|(_, stored)| *stored == kept)?;
             Some((alias.clone(), kept.clone()))
         });
-        LoadReport {
-            loaded: in_natural_order(&notes.loaded),
-            missing: in_natural_order(&notes.missing),
-            unused: in_natural_order(unused.map(|(name, _)| name)),
-            mismatched: notes.mismatched.values().cloned().collect(),
-            cast: notes.cast.values().cloned().collect(),
-            aliased: aliased.collect(),
-            ..LoadReport::default()
-        }
+        let mut report = LoadReport::default();
+        report.loaded = in_natural_order(&notes.loaded);
+        report.missing = in_natural_order(&notes.missing);
+        report.unused = in_natural_order(unused.map(|(name, _)| name));
+        report.mismatched = notes.mismatched.values().cloned().collect();
+        report.cast = notes.cast.values().cloned().collect();
+        report.aliased = aliased.collect();
+        report
     }
 }
 

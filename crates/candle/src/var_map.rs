@@ -14,6 +14,7 @@ use crate::{Weights, load, lock, save, tensor};
 
 /// What to do about variables that the checkpoint lacks, or has in another shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Fit {
     /// Fail, naming all of them; no variable is changed.
     Exact,

@@ -12,7 +12,7 @@ use candle_nn::VarBuilder;
 use candle_nn::var_builder::VarBuilderArgs;
 use safeshard_core::{
     Checkpoint, Code, DimRange, Error, LoadOptions, LoadReport, Planned, ReadOptions, Result,
-    TypedBuffer, TypedVec, natural_order,
+    TypedVec, natural_order,
 };
 
 use crate::dtype::{from_candle, support};
@@ -287,13 +287,7 @@ impl Weights {
 
     /// Reads what was planned, in one go of the engine.
     pub(crate) fn read(&self, plan: &[Planned], options: &ReadOptions) -> Result<Vec<TypedVec>> {
-        let parts = plan.iter().map(|planned| {
-            let buffer = TypedBuffer::new(planned.dtype, planned.byte_len)
-                .map_err(|error| error.in_tensor(&planned.name))?;
-            Ok(planned.fill(buffer))
-        });
-        let parts = parts.collect::<Result<_>>()?;
-        self.checkpoint().fill(parts, options)
+        self.checkpoint().read_planned(plan, options)
     }
 
     /// Makes a tensor of what was read, and notes it in the report.

@@ -1,10 +1,12 @@
 //! What can be said on the command line.
 
+use std::env;
 use std::num::NonZeroUsize;
 
 use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
-use clap::{Args, Parser, ValueEnum};
+use clap::{Args, CommandFactory, Parser, ValueEnum};
+use safeshard_core::Printable;
 
 use crate::commands::Command;
 
@@ -48,6 +50,25 @@ pub(crate) struct Cli {
     pub(crate) common: Common,
 }
 
+impl Cli {
+    /// What this process was asked for. Where that makes no sense, or is help, says so and ends it.
+    pub(crate) fn of_this_process() -> Self {
+        let arguments: Vec<_> = env::args_os().collect();
+        Self::try_parse_from(&arguments).unwrap_or_else(|error| {
+            // The message quotes the arguments, which may be names that a shell found somewhere: it is
+            // that of arguments that can be shown.
+            let shown = arguments
+                .iter()
+                .map(|argument| Printable::of(argument).to_string());
+            match Self::try_parse_from(shown) {
+                Err(shown) if shown.kind() == error.kind() => shown.exit(),
+                // What was wrong with them cannot be shown.
+                _ => Self::command().error(error.kind(), error.kind()).exit(),
+            }
+        })
+    }
+}
+
 /// What every command takes.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "For every command")]
@@ -83,9 +104,7 @@ const STYLES: Styles = Styles::styled()
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
-    use super::Cli;
+    use super::*;
 
     #[test]
     fn the_definition_is_consistent() {

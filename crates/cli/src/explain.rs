@@ -4,13 +4,14 @@ use std::io::{self, Write};
 
 use safeshard_core::{Code, Kind};
 
-use crate::output::HEADING;
+use crate::output::{HEADING, Output};
 
 /// Writes what a code means, why it matters and what to do.
-pub(crate) fn write(out: &mut impl Write, code: Code) -> io::Result<()> {
+pub(crate) fn write(out: &mut Output, code: Code) -> io::Result<()> {
+    let heading = out.style(HEADING);
     writeln!(
         out,
-        "{HEADING}{}{HEADING:#}: {}",
+        "{heading}{}{heading:#}: {}",
         code.as_str(),
         code.title()
     )?;
@@ -125,6 +126,10 @@ fn why(code: Code) -> &'static str {
         Code::UnlistedFile => {
             "It takes space and is never loaded; perhaps it is left from an earlier save, or belongs \
              to another model."
+        }
+        Code::WouldBeLost => {
+            "The files that would be replaced hold tensors that are not part of the checkpoint: its \
+             index does not list them, or another index places them there. They exist nowhere else."
         }
         Code::TotalSize => {
             "Some loaders use this number for planning memory. Tied tensors, or shards that were \

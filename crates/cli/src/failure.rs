@@ -4,11 +4,10 @@ use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-use anstyle::{AnsiColor, Style};
-use safeshard_core::{Code, Error};
+use safeshard_core::{Code, Error, Printable};
 
 use crate::interrupt;
-use crate::text::Printable;
+use crate::output::{BAD, Output};
 
 /// A command's result.
 pub(crate) type Result<T = Outcome, E = Failure> = std::result::Result<T, E>;
@@ -35,7 +34,11 @@ pub(crate) enum Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Core(error)
+        // In the words of the command line.
+        Self::Core(match error.code() {
+            Code::WouldBeLost => error.help("move them first, or pass --accept-loss to lose them"),
+            _ => error,
+        })
     }
 }
 
@@ -51,12 +54,10 @@ impl fmt::Display for Failure {
         match self {
             Self::Core(error) => error.fmt(f),
             Self::Output(error) => write!(f, "standard output: {error}"),
-            Self::Usage(why) => f.write_str(why),
+            Self::Usage(why) => Printable::of(why).fmt(f),
         }
     }
 }
-
-const ERROR: Style = AnsiColor::Red.on_default().bold();
 
 /// Reports a failure, and says what the process ends with.
 pub(crate) fn exit_code(result: Result) -> ExitCode {
@@ -76,12 +77,12 @@ pub(crate) fn exit_code(result: Result) -> ExitCode {
 }
 
 fn report(failure: &Failure) {
-    let message = failure.to_string();
-    let message = Printable::lines(&message);
     let code = match failure {
         Failure::Core(error) => format!("[{}]", error.code().as_str()),
         Failure::Output(_) | Failure::Usage(_) => String::new(),
     };
+    let mut out = Output::stderr();
+    let bad = out.style(BAD);
     // Nobody is left to be told.
-    let _closed = writeln!(anstream::stderr(), "{ERROR}error{code}{ERROR:#}: {message}");
+    let _closed = writeln!(out, "{bad}error{code}{bad:#}: {failure}");
 }

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use safeshard_core::{Finding, Severity};
 use serde::Serialize;
 
-use crate::output::{BAD, ODD};
-use crate::text::Printable;
+use crate::output::{BAD, ODD, Output};
 
 /// A finding as the JSON of `inspect` and `verify` has it.
 #[derive(Debug, Serialize)]
@@ -36,18 +35,17 @@ impl<'f> JsonFinding<'f> {
 }
 
 /// Writes a line: how much it matters, the code, the message.
-pub(crate) fn write(out: &mut impl Write, finding: &Finding) -> io::Result<()> {
-    let style = match finding.severity {
+pub(crate) fn write(out: &mut Output, finding: &Finding) -> io::Result<()> {
+    let style = out.style(match finding.severity {
         Severity::Error => BAD,
         Severity::Warning => ODD,
-    };
-    let message = finding.problem.to_string();
+    });
     writeln!(
         out,
         "{style}{}[{}]{style:#}: {}",
         severity(finding.severity),
         finding.problem.code().as_str(),
-        Printable::lines(&message)
+        finding.problem
     )
 }
 

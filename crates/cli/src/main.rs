@@ -14,13 +14,12 @@ mod text;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use args::Cli;
 use session::Session;
 
 fn main() -> ExitCode {
-    let Cli { command, common } = Cli::parse();
+    interrupt::survive_the_limit_of_file_sizes();
+    let Cli { command, common } = Cli::of_this_process();
     let session = Session::new(common);
     let result = commands::run(&command, &session);
     failure::exit_code(result)

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use safeshard_core::{Io, OpenOptions, Profile, ReadOptions};
+use safeshard_core::{Cancel, Io, OpenOptions, Profile, ReadOptions};
 
 use crate::args::{Common, IoArg};
 use crate::interrupt::cancel_on_signal;
@@ -51,8 +51,13 @@ impl Session {
         ReadOptions {
             threads: self.threads(),
             progress: bar.callback(),
-            cancel: Some(cancel_on_signal()),
+            cancel: Some(self.cancel()),
         }
+    }
+
+    /// What the first signal stops; it says for what the command waits, even where it says nothing else.
+    pub(crate) fn cancel(&self) -> Cancel {
+        cancel_on_signal()
     }
 
     /// How files are read.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use crate::output::HEADING;
+use crate::output::{HEADING, Output};
 
 /// Where the text of a column stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,10 @@ pub(crate) enum Align {
 #[derive(Debug)]
 pub(crate) struct Table {
     headings: Vec<(&'static str, Align)>,
-    rows: Vec<Vec<String>>,
+    /// The cells of all rows, end to end: there may be millions.
+    cells: String,
+    /// Where each of them ends.
+    ends: Vec<usize>,
 }
 
 /// Between two columns.
@@ -32,39 +35,55 @@ impl Table {
     pub(crate) fn new(headings: &[(&'static str, Align)]) -> Self {
         Self {
             headings: headings.to_vec(),
-            rows: Vec::new(),
+            cells: String::new(),
+            ends: Vec::new(),
         }
     }
 
     /// Adds a row, with a cell for each heading.
-    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+    pub(crate) fn row<T: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = T>) {
+        for cell in cells {
+            self.cells.push_str(cell.as_ref());
+            self.ends.push(self.cells.len());
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.ends.is_empty()
+    }
+
+    /// The cells, row by row.
+    fn cells(&self) -> impl Iterator<Item = &str> {
+        let starts = [0].into_iter().chain(self.ends.iter().copied());
+        let ranges = starts.zip(self.ends.iter().copied());
+        ranges.map(|(start, end)| self.cells.get(start..end).unwrap_or_default())
     }
 
     /// Writes it; where it is wider than `width`, its widest words are cut in the middle, and where
     /// that is not enough, its last columns are left out.
-    pub(crate) fn write(&self, out: &mut impl Write, width: Option<usize>) -> io::Result<()> {
-        let widths = self.widths(width);
-        write!(out, "{HEADING}")?;
-        let headings = self.headings.iter().map(|(heading, _)| *heading);
-        self.write_row(out, headings, &widths)?;
-        write!(out, "{HEADING:#}")?;
-        for row in &self.rows {
-            self.write_row(out, row.iter().map(String::as_str), &widths)?;
+    pub(crate) fn write(&self, out: &mut Output, width: Option<usize>) -> io::Result<()> {
+        let mut lines = self.lines(width);
+        if let Some(headings) = lines.next() {
+            let heading = out.style(HEADING);
+            writeln!(out, "{heading}{headings}{heading:#}")?;
         }
-        Ok(())
+        lines.try_for_each(|line| writeln!(out, "{line}"))
     }
 
-    fn write_row<'c>(
-        &self,
-        out: &mut impl Write,
-        cells: impl Iterator<Item = &'c str>,
-        widths: &[usize],
-    ) -> io::Result<()> {
+    /// The headings, then the rows.
+    fn lines(&self, width: Option<usize>) -> impl Iterator<Item = String> {
+        let widths = self.widths(width);
+        let headings = self.headings.iter().map(|(heading, _)| *heading);
+        let first = self.line(headings, &widths);
+        let mut cells = self.cells();
+        let rows = std::iter::from_fn(move || {
+            let row: Vec<_> = cells.by_ref().take(self.headings.len()).collect();
+            (!row.is_empty()).then(|| self.line(row.into_iter(), &widths))
+        });
+        std::iter::once(first).chain(rows)
+    }
+
+    fn line<'c>(&self, cells: impl Iterator<Item = &'c str>, widths: &[usize]) -> String {
         let mut line = String::new();
         let mut owed = 0;
         for ((cell, &width), (_, align)) in cells.zip(widths).zip(&self.headings) {
@@ -83,19 +102,18 @@ impl Table {
                 owed = after + GAP;
             }
         }
-        writeln!(out, "{line}")
+        line
     }
 
     /// The width of each column that is shown.
     fn widths(&self, limit: Option<usize>) -> Vec<usize> {
-        let column = |at: usize| {
-            let cells = self.rows.iter().filter_map(move |row| row.get(at));
-            cells.map(|cell| cell.width()).max().unwrap_or(0)
-        };
-        let headings = self.headings.iter().enumerate();
-        let mut widths: Vec<_> = headings
-            .map(|(at, (heading, _))| heading.width().max(column(at)))
-            .collect();
+        let headings = self.headings.iter();
+        let mut widths: Vec<_> = headings.map(|(heading, _)| heading.width()).collect();
+        for (at, cell) in self.cells().enumerate() {
+            if let Some(width) = widths.get_mut(at % self.headings.len().max(1)) {
+                *width = cell.width().max(*width);
+            }
+        }
         let Some(limit) = limit else {
             return widths;
         };
@@ -177,11 +195,7 @@ mod tests {
     }
 
     fn lines(width: Option<usize>) -> Vec<String> {
-        let mut text = Vec::new();
-        table().write(&mut text, width).unwrap();
-        let text = anstream::adapter::strip_bytes(&text).into_vec();
-        let text = String::from_utf8(text).unwrap();
-        text.lines().map(str::to_owned).collect()
+        table().lines(width).collect()
     }
 
     #[test]

@@ -1,61 +1,4 @@
-//! Names, numbers and sizes as people read them.
-
-use std::borrow::Cow;
-use std::fmt::{self, Write};
-
-/// Text from a file, with what a terminal would obey instead of show written as an escape.
-pub(crate) struct Printable<'t> {
-    text: &'t str,
-    newlines: bool,
-}
-
-impl<'t> Printable<'t> {
-    /// Text that is to stay in its line.
-    pub(crate) fn word(text: &'t str) -> Self {
-        Self {
-            text,
-            newlines: false,
-        }
-    }
-
-    /// Text of several lines.
-    pub(crate) fn lines(text: &'t str) -> Self {
-        Self {
-            text,
-            newlines: true,
-        }
-    }
-
-    /// Itself, mostly without a copy.
-    pub(crate) fn of(text: &'t str) -> Cow<'t, str> {
-        match text.chars().any(is_obeyed) {
-            true => Cow::Owned(Self::word(text).to_string()),
-            false => Cow::Borrowed(text),
-        }
-    }
-}
-
-impl fmt::Display for Printable<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.text.chars() {
-            match c {
-                '\n' if self.newlines => f.write_char(c)?,
-                c if is_obeyed(c) => write!(f, "{}", c.escape_default())?,
-                c => f.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether a character moves, hides or reorders others.
-fn is_obeyed(c: char) -> bool {
-    c.is_control()
-        || matches!(
-            c,
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'
-        )
-}
+//! Numbers and sizes as people read them.
 
 /// Bytes in powers of ten, as in `--max-shard-size`: `4.98 GB`.
 pub(crate) fn size(bytes: u64) -> String {
@@ -141,14 +84,5 @@ mod tests {
         }
         assert_eq!(count(1, "tensor"), "1 tensor");
         assert_eq!(count(0, "tensor"), "0 tensors");
-    }
-
-    #[test]
-    fn what_a_terminal_would_obey_is_shown() {
-        assert_eq!(Printable::of("layer.0.weight"), "layer.0.weight");
-        assert_eq!(Printable::of("日本"), "日本");
-        assert_eq!(Printable::of("\u{1b}[31m\r\n"), "\\u{1b}[31m\\r\\n");
-        assert_eq!(Printable::of("a\u{202e}b"), "a\\u{202e}b");
-        assert_eq!(Printable::lines("a\nb\u{7}").to_string(), "a\nb\\u{7}");
     }
 }

@@ -8,6 +8,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::Printable;
+
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -186,31 +188,32 @@ impl Error {
     }
 }
 
+/// For people: what comes from outside is [`Printable`], and only several problems make several lines.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let repr = &*self.0;
         if let Some(path) = &repr.path {
-            write!(f, "{}: ", path.display())?;
+            write!(f, "{}: ", Printable::of(path))?;
         }
-        match (&repr.tensor, repr.offset) {
+        match (repr.tensor.as_deref().map(Printable::of), repr.offset) {
             (Some(tensor), Some(offset)) => write!(f, "tensor `{tensor}`, byte {offset}: ")?,
             (Some(tensor), None) => write!(f, "tensor `{tensor}`: ")?,
             (None, Some(offset)) => write!(f, "byte {offset}: ")?,
             (None, None) => {}
         }
         f.write_str(repr.code.title())?;
-        match (&repr.expected, &repr.found) {
-            (Some(expected), Some(found)) => write!(f, ": expected {expected}, found {found}")?,
-            (Some(expected), None) => write!(f, ": expected {expected}")?,
-            (None, Some(found)) => write!(f, ": {found}")?,
-            (None, None) => {}
+        let words = [&repr.expected, &repr.found];
+        match words.map(|words| words.as_deref().map(Printable::of)) {
+            [Some(expected), Some(found)] => write!(f, ": expected {expected}, found {found}")?,
+            [Some(expected), None] => write!(f, ": expected {expected}")?,
+            [None, Some(found)] => write!(f, ": {found}")?,
+            [None, None] => {}
         }
         if let Some(io) = &repr.io {
-            write!(f, ": {io}")?;
+            write!(f, ": {}", Printable::of(&io.to_string()))?;
         }
-        let advice = self.advice();
-        if !advice.is_empty() {
-            write!(f, "; {advice}")?;
+        if !self.advice().is_empty() {
+            write!(f, "; {}", Printable::of(self.advice()))?;
         }
         if !repr.problems.is_empty() {
             write!(f, ": {} in all", repr.problems.len())?;
@@ -231,12 +234,20 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {}
+/// The message has the words of the system's error already, where they belong in the sentence. So whoever
+/// prints the message needs no chain of causes; the chain is for programs that look for an [`io::Error`].
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.io_error().map(|io| io as _)
+    }
+}
 
 /// How many problems of a broken checkpoint the message spells out; [`Error::problems`] has all.
 const SHOWN_PROBLEMS: usize = 20;
 
 /// Who is at fault.
+///
+/// Complete: whoever is at fault is one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// The operating system refused a call.
@@ -254,6 +265,8 @@ pub enum Kind {
 }
 
 /// How much a [`Finding`] matters.
+///
+/// Complete: a finding stops whoever wants the checkpoint, or it does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Severity {
     /// The checkpoint must not be used.
@@ -264,6 +277,7 @@ pub enum Severity {
 
 /// Something noticed about a checkpoint, with the same codes as errors.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Finding {
     /// How much it matters.
     pub severity: Severity,
@@ -379,7 +393,7 @@ codes! {
     LimitIgnored "limit-ignored" Limit "unknown fields are longer than the limit" "raise `Limits::ignored_bytes` if the file is trusted";
     LimitIndex "limit-index" Limit "the index is longer than the limit" "raise `Limits::index_bytes` if the file is trusted";
     LimitShards "limit-shards" Limit "more shards than the limit" "raise `Limits::shards` if the index is trusted";
-    LimitMemory "limit-memory" Limit "not enough memory for the tensor" "";
+    LimitMemory "limit-memory" Limit "not enough memory" "free some, or work on fewer threads";
     // The index and the folder
     NoCheckpoint "no-checkpoint" Checkpoint "no safetensors checkpoint here" "";
     AmbiguousCheckpoint "ambiguous-checkpoint" Checkpoint "more than one checkpoint here" "pass the path of the one you mean";
@@ -430,6 +444,11 @@ codes! {
     BrokenJournal "broken-journal" Checkpoint "the journal of an unfinished save cannot be read" "remove it if nobody is saving here; the folder may then hold two checkpoints";
     IndexedSingle "indexed-single" Checkpoint "the index of the checkpoint that is to be replaced counts the single file among its shards" "save in shards, or remove the index first";
     CacheRepository "cache-repository" Usage "a repository of the Hugging Face cache is read by its revisions: what is saved into it would not be found" "save into another folder";
+    WouldBeLost "would-be-lost" Checkpoint "tensors would be lost that nobody asked to drop" "move them first, or save with `Losses::Accept`";
+    OldCheckpointLeft "old-checkpoint-left" Io "a file of the old checkpoint could not be removed" "remove it";
+    SideFileMissing "side-file-missing" Io "a file that goes along with the checkpoint did not get its name" "save again";
+    SideFileKind "side-file-kind" Usage "a file beside the checkpoint cannot go along" "move it away, or do not copy files along";
+    NotAManifest "not-a-manifest" Usage "what is there already is no manifest" "write to another name, or remove it first";
     NothingLeft "nothing-left" Usage "no tensor is left" "let the filter keep one";
     SideFileDiffers "side-file-differs" Usage "a file that is to be copied along is there already, and says something else" "remove it, or do not copy files along";
     TensorShort "tensor-short" Usage "the data are fewer bytes than dtype and shape say" "";
@@ -448,48 +467,4 @@ codes! {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_is_one_pointer_wide() {
-        assert_eq!(size_of::<Error>(), size_of::<usize>());
-    }
-
-    #[test]
-    fn codes_are_unique_kebab_case() {
-        let mut seen = std::collections::HashSet::new();
-        for code in Code::ALL {
-            let name = code.as_str();
-            assert!(seen.insert(name), "{name} twice");
-            assert!(
-                name.bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            );
-        }
-    }
-
-    #[test]
-    fn a_single_problem_stays_itself() {
-        assert_eq!(Error::all(vec![Error::new(Code::Hole)]).code(), Code::Hole);
-        let several = Error::all(vec![Error::new(Code::Hole), Error::new(Code::Overlap)]);
-        assert_eq!(several.code(), Code::SeveralProblems);
-        let codes: Vec<_> = several.problems().iter().map(Error::code).collect();
-        assert_eq!(codes, [Code::Hole, Code::Overlap]);
-    }
-
-    #[test]
-    fn the_message_puts_the_place_first() {
-        let error = Error::new(Code::SizeMismatch)
-            .at_path("a.safetensors")
-            .in_tensor("w")
-            .at_offset(40)
-            .expected("8 bytes")
-            .found("4");
-        assert_eq!(
-            error.to_string(),
-            "a.safetensors: tensor `w`, byte 40: shape and dtype do not fill data_offsets: \
-             expected 8 bytes, found 4"
-        );
-    }
-}
+mod tests;

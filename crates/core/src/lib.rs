@@ -28,10 +28,13 @@ compile_error!("safeshard reads files by position and tells them apart as Unix d
 compile_error!("safeshard hands out elements as they are stored: little-endian");
 
 mod checkpoint;
+#[cfg(feature = "contract")]
+pub mod contract;
 mod error;
 mod format;
 mod io;
 mod limits;
+mod printable;
 
 #[cfg(feature = "digest")]
 pub use checkpoint::{
@@ -39,11 +42,11 @@ pub use checkpoint::{
 };
 pub use checkpoint::{
     CastRecord, Change, Changed, Checkpoint, CheckpointKind, ConvertOptions, Dialect, DiffOptions,
-    Difference, DtypeChange, DtypeRule, Durability, Fill, Filter, Index, IndexOutcome, IndexReport,
-    Io, LoadOptions, LoadReport, MetadataChange, MetadataLeft, MetadataWrite, Mismatch,
-    OpenOptions, PartRule, Plan, Planned, Prefer, Rename, ReshardOptions, ReshardReport,
-    SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding, Shards,
-    SideFiles, Support, Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel,
+    Difference, DtypeChange, DtypeRule, Fill, Filter, Index, IndexOutcome, IndexReport, Io,
+    LoadOptions, LoadReport, Losses, MetadataChange, MetadataLeft, MetadataWrite, Mismatch,
+    NotRecovered, OpenOptions, PartRule, Plan, Planned, Prefer, Rename, ReshardOptions,
+    ReshardReport, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding,
+    Shards, SideFiles, Support, Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel,
     VerifyOptions, change_metadata, convert, diff, natural_order, reshard, save, verify,
     write_index, write_to,
 };
@@ -54,13 +57,23 @@ pub use format::header::{
 };
 pub use format::slice::{DimRange, Slice};
 pub use format::write::DataAlignment;
+pub use io::access::Access;
 pub use io::buffer::{Destination, TypedBuffer, TypedVec};
 pub use io::cast::{Cast, CastError};
-pub use io::data::TensorData;
+pub use io::data::{Located, TensorData, WriteBytes};
+pub use io::durability::Durability;
 pub use io::engine::ReadOptions;
+pub use io::extent::Extent;
+pub use io::gather::gather;
 pub use io::mmap::{MappedSource, PrivateMap};
 pub use io::source::{FileSource, MemorySource, ReadAt};
 #[doc(hidden)]
 pub use io::technique::Technique;
 pub use io::workers::{Cancel, Progress};
 pub use limits::Limits;
+pub use printable::Printable;
+
+/// The example of README, which is run as all others are.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -59,3 +59,19 @@ pub(crate) fn limit(code: Code, found: u64, limit: u64) -> Result<()> {
         .expected(format_args!("at most {limit}"))
         .found(found))
 }
+
+/// An empty vector with room for so many elements. Whatever is more than a few bytes is asked for here:
+/// where there is not enough memory, that is an error, and does not end the process.
+pub(crate) fn room<T>(elements: usize) -> Result<Vec<T>> {
+    let mut vec = Vec::new();
+    match vec.try_reserve_exact(elements) {
+        Ok(()) => Ok(vec),
+        Err(_) => Err(no_room::<T>(elements)),
+    }
+}
+
+/// The error where there is no memory for so many elements.
+pub(crate) fn no_room<T>(elements: usize) -> Error {
+    let bytes = elements.saturating_mul(size_of::<T>());
+    Error::new(Code::LimitMemory).found(format_args!("{bytes} bytes asked for"))
+}

@@ -9,8 +9,8 @@ use std::os::unix::fs::symlink;
 
 use rstest::rstest;
 use safeshard_core::{
-    Cancel, Checkpoint, Code, Dialect, Durability, MetadataLeft, ReshardOptions, SaveOptions,
-    SaveTensor, Sharding, Shards, SideFiles, Ties, reshard, save,
+    Cancel, Checkpoint, Code, Dialect, Durability, Losses, ReshardOptions, ReshardReport,
+    SaveOptions, SaveTensor, Sharding, Shards, SideFiles, Ties, reshard, save,
 };
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -25,6 +25,13 @@ fn into(shards: Shards) -> ReshardOptions {
         durability: Durability::Cached,
         ..ReshardOptions::default()
     }
+}
+
+/// File, key and value of what is left of metadata.
+fn left(report: &ReshardReport) -> Vec<[&str; 3]> {
+    let left = report.metadata_left.iter();
+    left.map(|left| [&*left.file, &*left.key, &*left.value])
+        .collect()
 }
 
 fn limit(bytes: u64) -> Shards {
@@ -66,7 +73,7 @@ fn what_python_wrote_is_split_and_merged_without_changing_a_byte() {
                         assert!(all <= size.bytes() || sizes.len() == 1);
                     }
                 }
-                Shards::Keep => {}
+                _ => {}
             }
         }
     }
@@ -411,16 +418,11 @@ fn metadata_that_differs_is_reported_and_all_other_is_kept() {
             "weight_map": {"a": FIRST, "b": SECOND},
         }));
     let checkpoint = folder.open().unwrap();
-    let left = |file: &str, key: &str, value: &str| MetadataLeft {
-        file: file.to_owned(),
-        key: key.to_owned(),
-        value: value.to_owned(),
-    };
-    let ranks = [left(FIRST, "rank", "0"), left(SECOND, "rank", "1")];
+    let ranks = [[FIRST, "rank", "0"], [SECOND, "rank", "1"]];
 
     let report = reshard(&checkpoint, folder.join("single"), &into(Shards::Single)).unwrap();
-    let of_index = left(INDEX, "number", "4");
-    assert_eq!(report.metadata_left, [&ranks[..], &[of_index]].concat());
+    let of_index = [INDEX, "number", "4"];
+    assert_eq!(left(&report), [&ranks[..], &[of_index]].concat());
     let single = Checkpoint::open(folder.join("single")).unwrap();
     let kept = [("all", "1"), ("some", "2"), ("format", "pt"), ("note", "3")];
     assert_eq!(metadata_of(&single), [entries(&kept)]);
@@ -431,7 +433,7 @@ fn metadata_that_differs_is_reported_and_all_other_is_kept() {
             ..into(shards)
         };
         let report = reshard(&checkpoint, folder.join(to), &options).unwrap();
-        assert_eq!(report.metadata_left, ranks);
+        assert_eq!(left(&report), ranks);
         let sharded = Checkpoint::open(folder.join(to)).unwrap();
         assert_eq!(
             metadata_of(&sharded),
@@ -447,12 +449,22 @@ fn metadata_that_differs_is_reported_and_all_other_is_kept() {
 fn what_the_index_does_not_serve_is_reported() {
     let folder = healthy();
     folder.index(&[("a", FIRST), ("b", FIRST), ("d", SECOND)]);
-    let report = reshard(
-        &folder.open().unwrap(),
-        folder.path(),
-        &into(Shards::Single),
-    )
-    .unwrap();
+    let checkpoint = folder.open().unwrap();
+    let report = reshard(&checkpoint, folder.join("to"), &into(Shards::Single)).unwrap();
+    assert_eq!(report.unlisted, [(SECOND.to_owned(), "c".to_owned())]);
+
+    // In place it would be gone.
+    let error = reshard(&checkpoint, folder.path(), &into(Shards::Single)).unwrap_err();
+    assert_eq!(error.code(), Code::WouldBeLost);
+    assert_eq!(error.path(), Some(&*folder.join(SECOND)));
+    assert!(error.to_string().contains(": c that its index"), "{error}");
+    assert_eq!(folder.open().unwrap().names(), ["a", "b", "d"]);
+    assert!(folder.join(SECOND).exists());
+    let options = ReshardOptions {
+        losses: Losses::Accept,
+        ..into(Shards::Single)
+    };
+    let report = reshard(&checkpoint, folder.path(), &options).unwrap();
     assert_eq!(report.unlisted, [(SECOND.to_owned(), "c".to_owned())]);
     assert_eq!(folder.open().unwrap().names(), ["a", "b", "d"]);
 }

@@ -4,12 +4,13 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::time::Duration;
 
 use rstest::rstest;
 use safeshard_core::{
     Checkpoint, Code, DataAlignment, Dialect, Durability, OpenOptions, Result, SaveOptions,
-    SaveTensor, Sharding, TensorData, save, write_to,
+    SaveTensor, Sharding, TensorData, WriteBytes, save, write_to,
 };
 use support::tensors::{MIB, cached, contents, noise, shards_of, vector, vectors};
 use support::{Folder, refused};
@@ -60,8 +61,8 @@ impl TensorData for Forward<'_> {
         self.0.byte_len()
     }
 
-    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        self.0.write_to(write)
+    fn write_range(&self, range: Range<u64>, write: &mut WriteBytes<'_>) -> Result<()> {
+        self.0.write_range(range, write)
     }
 }
 

@@ -4,12 +4,16 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::Path;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
 use rstest::rstest;
-use safeshard_core::{Checkpoint, CheckpointKind, Code, OpenOptions, Prefer};
-use serde_json::{Map, Value, json};
+use safeshard_core::{
+    Checkpoint, CheckpointKind, Code, Dtype, MetadataChange, OpenOptions, Prefer, ReadOptions,
+    SaveOptions, SaveTensor, change_metadata, save,
+};
+use serde_json::{Value, json};
+use support::journals::mark_of;
 use support::{FIRST, Folder, INDEX, SECOND, bytes_of, healthy, refused};
 
 const SINGLE: &str = "model.safetensors";
@@ -31,24 +35,13 @@ fn value(checkpoint: &Checkpoint) -> Vec<u8> {
 const BY_INDEX: [u8; 2] = [1, 2];
 const BY_SINGLE: [u8; 1] = [9];
 
-/// How a journal tells one file from another of its name.
-fn mark(path: impl AsRef<Path>) -> String {
-    let found = fs::symlink_metadata(path).unwrap();
-    format!(
-        "{} {}.{:09}",
-        found.len(),
-        found.mtime(),
-        found.mtime_nsec()
-    )
-}
-
 /// The journal of a save that puts `main` in its place, which is called `stage` until then.
 fn journal(folder: &Folder, main: &str, stage: &str, new: &[&str], superseded: &[&str]) -> Value {
-    let marks = |names: &[&str]| -> Map<String, Value> {
+    let mark = |path: PathBuf| mark_of(fs::symlink_metadata(path).ok().as_ref(), "main");
+    let entry = |name: &str, path: PathBuf| json!({"name": name, "mark": mark(path)});
+    let entries = |names: &[&str]| -> Vec<Value> {
         let entries = names.iter();
-        entries
-            .map(|name| (name.to_string(), json!(mark(folder.join(name)))))
-            .collect()
+        entries.map(|name| entry(name, folder.join(name))).collect()
     };
     let staged = folder.join(stage);
     let main_path = match staged.exists() {
@@ -56,11 +49,13 @@ fn journal(folder: &Folder, main: &str, stage: &str, new: &[&str], superseded: &
         false => folder.join(main),
     };
     json!({
-        "version": "1",
-        "main": {main: mark(main_path)},
-        "stage": stage,
-        "new": marks(new),
-        "superseded": marks(superseded),
+        "version": "2",
+        "main": {"entry": entry(main, main_path), "stage": stage},
+        "new": entries(new),
+        "along": [],
+        "stand_in": null,
+        "superseded": entries(superseded),
+        "boot": null,
     })
 }
 
@@ -185,14 +180,17 @@ fn nothing_but_a_commit_makes_two_checkpoints_one() {
         let folder = both();
         folder.write(JOURNAL, to_shards(&folder).to_string());
         let mut bytes = fs::read(folder.join(name)).unwrap();
-        bytes.push(b' ');
+        match name {
+            SINGLE => *bytes.last_mut().unwrap() += 1,
+            _ => bytes.extend(b" "),
+        }
         folder.write(name, bytes);
         folder.refused(Code::AmbiguousCheckpoint);
     }
 
     // One that supersedes nothing.
     let mut empty = journal.clone();
-    empty["superseded"] = json!({});
+    empty["superseded"] = json!([]);
     folder.write(JOURNAL, empty.to_string());
     folder.refused(Code::AmbiguousCheckpoint);
     folder.write(JOURNAL, journal.to_string());
@@ -202,15 +200,15 @@ fn nothing_but_a_commit_makes_two_checkpoints_one() {
 #[rstest]
 #[case::no_json(|_: &mut Value| json!("{"))]
 #[case::hostile(|journal: &mut Value| {
-    journal["superseded"] = json!({"../model.safetensors": "1 1.0"});
+    journal["superseded"] = json!([{"name": "../model.safetensors", "mark": mark_of(None, "main")}]);
     journal.take()
 })]
 #[case::foreign(|journal: &mut Value| {
-    journal["superseded"] = json!({"config.json": "1 1.0"});
+    journal["superseded"] = json!([{"name": "config.json", "mark": mark_of(None, "main")}]);
     journal.take()
 })]
 #[case::from_the_future(|journal: &mut Value| {
-    journal["version"] = json!("2");
+    journal["version"] = json!("3");
     journal.take()
 })]
 fn a_broken_journal_is_named(#[case] change: fn(&mut Value) -> Value) {
@@ -245,4 +243,37 @@ fn a_link_to_nothing_is_said_at_once() {
     let folder = Folder::new();
     symlink("nowhere", folder.join(INDEX)).unwrap();
     folder.refused(Code::NotFound);
+}
+
+/// What is wrong with the save of another checkpoint is told, and stops only what must not go on.
+#[test]
+fn a_save_of_another_checkpoint_that_cannot_be_recovered_is_told() {
+    let folder = healthy();
+    folder.write(".other.safetensors.commit", "{");
+    let tensor = || SaveTensor::new("w", Dtype::U8, [1], &[7][..]);
+    let options = SaveOptions::default();
+    for to in [
+        folder.path().to_path_buf(),
+        folder.join("single.safetensors"),
+    ] {
+        let report = save(vec![tensor()], to, &options).unwrap();
+        let [left] = report.not_recovered.as_slice() else {
+            panic!("{report:?}");
+        };
+        assert_eq!(left.checkpoint, "other.safetensors");
+        assert_eq!(left.code, Code::BrokenJournal);
+        assert!(
+            left.why.contains(".other.safetensors.commit"),
+            "{}",
+            left.why
+        );
+    }
+    let path = folder.join("other.safetensors");
+    assert_eq!(
+        save(vec![tensor()], &path, &options).unwrap_err().code(),
+        Code::BrokenJournal
+    );
+    let change = [MetadataChange::Set("b".into(), "c".into())];
+    let error = change_metadata(folder.path(), &change, &ReadOptions::default()).unwrap_err();
+    assert_eq!(error.code(), Code::BrokenJournal);
 }

@@ -47,16 +47,16 @@ fn end_everywhere(old: Option<Layout>, new: Layout, target: Target) {
     }
 }
 
-#[test]
-fn a_killed_save_into_a_folder_that_it_makes_leaves_nothing_or_the_new() {
+#[rstest]
+fn a_killed_save_into_a_folder_that_it_makes_leaves_nothing_or_the_new(
+    #[values(Layout::Single, Layout::Shards(2))] new: Layout,
+) {
     if let Some(root) = support::child_folder() {
-        return save(Target::Folder.path(&root), Layout::Shards(2));
+        return save(Target::Folder.path(&root), new);
     }
-    if let Some(sweep) = Sweep::new(Scene::empty(), None, Layout::Shards(2), Target::Folder) {
-        sweep.kill_everywhere();
-        // The folder too must be on the medium, so the one that it is in is synced.
-        let syncs = sweep.calls.iter().filter(|call| call.name == "fsync");
-        assert!(syncs.filter_map(Call::descriptor).any(str::is_empty));
+    if let Some(sweep) = Sweep::new(Scene::empty(), None, new, Target::Folder) {
+        let states = sweep.kill_everywhere();
+        sweep.fail_of_power_everywhere(&states);
     }
 }
 
@@ -178,7 +178,7 @@ impl Sweep {
         }
         let scene = killed.again();
         let calls = trace::calls(scene.root());
-        let stages = |call: &Call| call.arguments.contains("O_EXCL");
+        let stages = |call: &Call| call.stages();
         let tidied = calls.iter().position(stages).unwrap();
         let mut states = Vec::new();
         for call in &calls[..=tidied] {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use rstest::rstest;
 use safeshard_core::{
-    Cancel, Code, Dtype, Durability, Error, Result, SaveOptions, SaveTensor, Ties, save, write_to,
+    Cancel, Code, Dtype, Durability, Error, Result, SaveOptions, SaveTensor, Ties, WriteBytes,
+    save, write_to,
 };
 use support::tensors::{MIB, cached, contents, made, names, noise, shards_of, vector, vectors};
 use support::{Folder, refused};
@@ -115,25 +116,25 @@ fn all_wrong_sizes_come_at_once() {
 }
 
 /// How data are given.
-type Writes = fn(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+type Writes = fn(&mut WriteBytes<'_>) -> Result<()>;
 
 #[rstest]
-#[case::short(Code::TensorShort, |write: &mut dyn FnMut(&[u8]) -> Result<()>| write(&[1, 2, 3]))]
-#[case::nothing(Code::TensorShort, |_: &mut dyn FnMut(&[u8]) -> Result<()>| Ok(()))]
-#[case::long(Code::TensorLong, |write: &mut dyn FnMut(&[u8]) -> Result<()>| write(&[1, 2, 3, 4, 5]))]
-#[case::long_in_parts(Code::TensorLong, |write: &mut dyn FnMut(&[u8]) -> Result<()>| {
+#[case::short(Code::TensorShort, |write: &mut WriteBytes<'_>| write(&[1, 2, 3]))]
+#[case::nothing(Code::TensorShort, |_: &mut WriteBytes<'_>| Ok(()))]
+#[case::long(Code::TensorLong, |write: &mut WriteBytes<'_>| write(&[1, 2, 3, 4, 5]))]
+#[case::long_in_parts(Code::TensorLong, |write: &mut WriteBytes<'_>| {
     write(&[1, 2, 3])?;
     write(&[4, 5])
 })]
-#[case::failing(Code::Framework, |write: &mut dyn FnMut(&[u8]) -> Result<()>| {
+#[case::failing(Code::Framework, |write: &mut WriteBytes<'_>| {
     write(&[1, 2, 3])?;
     Err(Error::new(Code::Framework))
 })]
-#[case::long_and_silent_about_it(Code::TensorShort, |write: &mut dyn FnMut(&[u8]) -> Result<()>| {
+#[case::long_and_silent_about_it(Code::TensorShort, |write: &mut WriteBytes<'_>| {
     let _ignored = write(&[1, 2, 3, 4, 5]);
     write(&[1, 2, 3, 4])
 })]
-#[case::long_and_content_with_it(Code::TensorShort, |write: &mut dyn FnMut(&[u8]) -> Result<()>| {
+#[case::long_and_content_with_it(Code::TensorShort, |write: &mut WriteBytes<'_>| {
     let _ignored = write(&[1, 2, 3, 4, 5]);
     Ok(())
 })]

@@ -107,8 +107,8 @@ fn what_is_not_there() {
     }
     let folder = Folder::new();
     symlink("loop", folder.join("loop")).unwrap();
-    let error = refused(Checkpoint::open(folder.join("loop")), Code::Io);
-    assert!(error.io_error().is_some());
+    let error = refused(Checkpoint::open(folder.join("loop")), Code::NotRegularFile);
+    assert_eq!(error.finding(), Some("a link that leads to itself"));
 }
 
 // ---- files that change

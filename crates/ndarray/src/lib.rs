@@ -46,3 +46,8 @@ pub use safeshard_core::{
 };
 pub use save::{IntoTensor, array_to_save, save, save_with, write_array};
 pub use view::MappedArray;
+
+/// The example of README, which is run as all others are.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use ndarray::{Array, ArrayView, CowArray, Dimension, SliceInfoElem};
 use safeshard_core::{
-    Checkpoint, DimRange, LoadOptions, LoadReport, Planned, ReadOptions, Result, Support,
-    TypedBuffer, TypedVec, Unsupported,
+    Checkpoint, DimRange, LoadOptions, LoadReport, Planned, ReadOptions, Result, Support, TypedVec,
+    Unsupported,
 };
 
 use crate::dyn_array::{dtype_mismatch, with_rank};
@@ -74,19 +74,13 @@ pub fn load_from(
     options: &LoadOptions,
 ) -> Result<(HashMap<String, DynArray>, LoadReport)> {
     let plan = checkpoint.plan(options, |_| Support::Native)?;
-    let read = read(checkpoint, &plan.tensors, &options.read)?;
-    let mut arrays = HashMap::with_capacity(plan.report.loaded.len());
-    for (planned, elements) in plan.tensors.iter().zip(read) {
+    let read = checkpoint.read_planned(&plan.tensors, &options.read)?;
+    let arrays = plan.tensors.iter().zip(read).map(|(planned, elements)| {
         let array = DynArray::from_read(planned.dtype, &planned.shape, elements);
-        let array = array.map_err(|error| error.in_tensor(&planned.name))?;
-        arrays.insert(planned.name.clone(), array);
-    }
-    for (alias, kept) in &plan.report.aliased {
-        if let Some(shared) = arrays.get(kept).cloned() {
-            arrays.insert(alias.clone(), shared);
-        }
-    }
-    Ok((arrays, plan.report))
+        array.map_err(|error| error.in_tensor(&planned.name))
+    });
+    let arrays = arrays.collect::<Result<Vec<_>>>()?;
+    Ok((plan.named(arrays, DynArray::clone), plan.report))
 }
 
 /// One tensor of the checkpoint at `path`. Of shards with an index, only the one that holds it is
@@ -246,21 +240,7 @@ fn read_one(
 ) -> Result<(Planned, TypedVec)> {
     let refuse = Unsupported::Refuse;
     let planned = checkpoint.plan_one(name, ranges, None, refuse, |_| Support::Native)?;
-    let mut read = read(
-        checkpoint,
-        std::slice::from_ref(&planned),
-        &ReadOptions::default(),
-    )?;
+    let only = std::slice::from_ref(&planned);
+    let mut read = checkpoint.read_planned(only, &ReadOptions::default())?;
     Ok((planned, read.pop().unwrap_or(TypedVec::U8(Vec::new()))))
-}
-
-/// Reads what was planned, in one go of the engine, into memory that the arrays will own.
-fn read(checkpoint: &Checkpoint, plan: &[Planned], options: &ReadOptions) -> Result<Vec<TypedVec>> {
-    let parts = plan.iter().map(|planned| {
-        let buffer = TypedBuffer::new(planned.dtype, planned.byte_len)
-            .map_err(|error| error.in_tensor(&planned.name))?;
-        Ok(planned.fill(buffer))
-    });
-    let parts = parts.collect::<Result<_>>()?;
-    checkpoint.fill(parts, options)
 }

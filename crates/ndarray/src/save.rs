@@ -3,14 +3,13 @@
 use std::ops::Range;
 use std::path::Path;
 
-use ndarray::{ArrayBase, ArrayRef, ArrayView, Axis, Data, Dimension, IxDyn};
-use safeshard_core::{Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData};
+use ndarray::{ArrayBase, ArrayRef, Data, Dimension, Slice};
+use safeshard_core::{
+    Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData, WriteBytes, gather,
+};
 
 use crate::element::{for_each_element, sealed::Sealed};
 use crate::{DynArray, Element};
-
-/// How many bytes are gathered at a time.
-const PIECE: usize = 8 << 20;
 
 /// Saves arrays under their names: a `HashMap`, a `BTreeMap`, a `Vec` of pairs or any other iterator;
 /// arrays of one element type, owned, borrowed or views, or [`DynArray`]s for several. A path that ends
@@ -231,29 +230,23 @@ where
         !self.0.is_standard_layout()
     }
 
-    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        gather(self.0.view().into_dyn(), write)
+    fn write_range(&self, range: Range<u64>, write: &mut WriteBytes<'_>) -> Result<()> {
+        let array = &self.0;
+        if let Some(elements) = array.as_slice() {
+            return S::Elem::to_bytes(elements).write_range(range, write);
+        }
+        let size = size_of::<S::Elem>() as u64;
+        let array = array.view().into_dyn();
+        let copy = |ranges: &[Range<u64>], write: &mut WriteBytes<'_>| {
+            let part = array.slice_each_axis(|axis| {
+                let Range { start, end } = ranges[axis.axis.index()].clone();
+                Slice::from(start as usize..end as usize)
+            });
+            let copy = part.as_standard_layout();
+            let elements = copy.as_slice();
+            let elements = elements.ok_or_else(|| Error::new(Code::Framework).found("a layout"))?;
+            write(S::Elem::to_bytes(elements))
+        };
+        gather(&shape(array.shape()), size, range, copy, write)
     }
-}
-
-/// Gives the elements in row-major order: from their place, or else in pieces that are copied.
-fn gather<A: Element>(
-    array: ArrayView<'_, A, IxDyn>,
-    write: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    if let Some(elements) = array.as_slice() {
-        return write(A::to_bytes(elements));
-    }
-    // Halves along the first dimension that has any are in row-major order.
-    let large = array.len().saturating_mul(size_of::<A>()) > PIECE;
-    if large && let Some(axis) = array.shape().iter().position(|&size| size > 1) {
-        let half = array.len_of(Axis(axis)) / 2;
-        let (first, second) = array.split_at(Axis(axis), half);
-        gather(first, write)?;
-        return gather(second, write);
-    }
-    let copy = array.as_standard_layout();
-    let elements = copy.as_slice();
-    let elements = elements.ok_or_else(|| Error::new(Code::Framework).found("a layout"))?;
-    write(A::to_bytes(elements))
 }

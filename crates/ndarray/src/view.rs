@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ndarray::{ArrayView, CowArray, Dimension};
-use safeshard_core::{Checkpoint, Code, Error, ReadAt, Result, TensorInfo};
+use safeshard_core::{Checkpoint, Code, Error, Extent, ReadAt, Result};
 use yoke::Yoke;
 
 use crate::dyn_array::dtype_mismatch;
@@ -18,9 +18,11 @@ pub(crate) fn view<'c, A: Element, D: Dimension>(
     name: &str,
 ) -> Result<ArrayView<'c, A, D>> {
     let view = || {
-        let place = Place::new::<A>(checkpoint, name)?;
-        let dim = dimension(place.info.shape)?;
-        view_of(dim, elements(&**place.source, &place.bytes)?)
+        let (shape, extent) = place::<A>(checkpoint, name)?;
+        view_of(
+            dimension(shape)?,
+            elements(&**extent.source, &extent.range())?,
+        )
     };
     view().map_err(|error| error.in_tensor(name))
 }
@@ -68,11 +70,11 @@ pub struct MappedArray<A: Element, D> {
 impl<A: Element, D: Dimension> MappedArray<A, D> {
     pub(crate) fn new(checkpoint: &Checkpoint, name: &str) -> Result<Self> {
         let make = || {
-            let place = Place::new::<A>(checkpoint, name)?;
-            let dim: D = dimension(place.info.shape)?;
-            let source = Arc::clone(place.source);
+            let (shape, extent) = place::<A>(checkpoint, name)?;
+            let dim: D = dimension(shape)?;
+            let (source, range) = (Arc::clone(extent.source), extent.range());
             let elements: Yoke<&'static [A], _> =
-                Yoke::try_attach_to_cart(source, |source| elements(source, &place.bytes))?;
+                Yoke::try_attach_to_cart(source, |source| elements(source, &range))?;
             view_of(dim.clone(), elements.get())?;
             Ok(Self { elements, dim })
         };
@@ -98,29 +100,15 @@ impl<A: Element, D: Dimension> fmt::Debug for MappedArray<A, D> {
     }
 }
 
-/// Where a tensor lies.
-struct Place<'c> {
-    info: TensorInfo<'c>,
-    source: &'c Arc<dyn ReadAt>,
-    /// In the source.
-    bytes: Range<u64>,
-}
-
-impl<'c> Place<'c> {
-    /// Of a tensor with elements of type `A`.
-    fn new<A: Element>(checkpoint: &'c Checkpoint, name: &str) -> Result<Self> {
-        let info = checkpoint.info(name)?;
-        if info.dtype != A::DTYPE {
-            return Err(dtype_mismatch::<A>(info.dtype));
-        }
-        let file = checkpoint.file_of(name);
-        let file = file.ok_or_else(|| Error::new(Code::TensorMissing))?;
-        let start = file.header().data_start() + info.start;
-        Ok(Self {
-            info,
-            source: file.source(),
-            bytes: start..start + info.byte_len(),
-        })
+/// The shape of a tensor with elements of type `A`, and where it lies.
+fn place<'c, A: Element>(
+    checkpoint: &'c Checkpoint,
+    name: &str,
+) -> Result<(&'c [u64], Extent<'c>)> {
+    let info = checkpoint.info(name)?;
+    match info.dtype == A::DTYPE {
+        true => Ok((info.shape, checkpoint.extent(name)?)),
+        false => Err(dtype_mismatch::<A>(info.dtype)),
     }
 }
 

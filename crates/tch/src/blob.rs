@@ -1,4 +1,5 @@
-//! Tensors over memory, and the memory of tensors: the one module of this crate with unsafe code.
+//! Tensors over memory, and in [`memory`] the memory of tensors: the one module of this crate with unsafe
+//! code.
 //!
 //! libtorch exports `torch_from_blob` as a plain C function: it makes a tensor over memory of ours and
 //! calls a function of ours when the last view of it is gone. tch's own `from_blob` has no such function.
@@ -9,12 +10,14 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::ptr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use safeshard_core::{Code, Destination, Error, Planned, PrivateMap, Result};
 use tch::{Device, Kind, Tensor};
 
-use crate::dtype::{Layout, framework, to_kind};
+use crate::dtype::{Layout, check_elements, framework, to_kind};
+
+pub(crate) mod memory;
 
 /// `AOTI_TORCH_SUCCESS`.
 const SUCCESS: i32 = 0;
@@ -75,6 +78,9 @@ pub(crate) fn mapped(
     if !data.addr().is_multiple_of(layout.alignment()) {
         return Ok(None);
     }
+    // SAFETY: the bytes lie in the mapping, and nobody was given a tensor over them yet.
+    let bytes = unsafe { std::slice::from_raw_parts(data, layout.byte_len) };
+    check_elements(layout.dtype, bytes)?;
     // SAFETY: the bytes lie in the mapping, which may be written to, is nobody's Rust reference and stays
     // until the tensor drops its share of it.
     unsafe { over(data, layout, Arc::clone(map)) }.map(Some)
@@ -123,14 +129,19 @@ unsafe fn over<O: Send + Sync + 'static>(
         // SAFETY: `context` came from `into_raw` and its share was not dropped.
         drop(unsafe { Arc::from_raw(context) });
     }
-    // SAFETY: right behind the call that failed.
+    Err(refused())
+}
+
+/// Why libtorch refused this thread's last call.
+fn refused() -> Error {
+    // SAFETY: it only says what it has kept for this thread.
     let why = unsafe { torch_exception_get_what_without_backtrace() };
     let why = match why.is_null() {
-        true => Cow::from("no tensor"),
+        true => Cow::from("no reason"),
         // SAFETY: a C string that stays until this thread's next call.
         false => unsafe { CStr::from_ptr(why) }.to_string_lossy(),
     };
-    Err(Error::new(Code::Framework).found(why))
+    Error::new(Code::Framework).found(why)
 }
 
 /// What libtorch calls when the last view of a tensor is gone.
@@ -144,14 +155,24 @@ unsafe extern "C" fn drop_owner<O>(_data: *mut c_void, context: *mut c_void) {
 
 /// A tensor on the CPU that the engine fills.
 pub(crate) struct Room {
-    /// What the memory belongs to: the tensor itself, or one of bytes.
-    memory: Tensor,
+    owner: Owner,
+    /// In memory of the owner, which nobody else can reach, and so nobody moves.
     data: *mut u8,
     layout: Layout,
-    is_bytes: bool,
 }
 
-// SAFETY: a `Tensor` may be sent, and `data` is memory of it, which lies still on the heap.
+/// What the memory of a tensor belongs to.
+enum Owner {
+    /// The tensor.
+    Tensor(Tensor),
+    /// Bytes that the tensor will lie over, perhaps among others.
+    Bytes(Arc<Bytes>),
+}
+
+/// A tensor of bytes. A lock, because a tensor is used by one thread at a time.
+type Bytes = Mutex<Tensor>;
+
+// SAFETY: tensors may be sent, and `data` is memory of one, which lies still on the heap.
 unsafe impl Send for Room {}
 
 impl Room {
@@ -172,8 +193,10 @@ impl Room {
         })?;
         Ok(Self {
             data: memory.data_ptr().cast(),
-            memory,
-            is_bytes: kind.is_none(),
+            owner: match kind {
+                Some(_) => Owner::Tensor(memory),
+                None => Owner::Bytes(Arc::new(Mutex::new(memory))),
+            },
             layout,
         })
     }
@@ -202,13 +225,15 @@ unsafe impl Destination for Room {
         true
     }
 
-    unsafe fn assume_filled(self) -> Result<Tensor> {
-        if !self.is_bytes {
-            return Ok(self.memory);
+    unsafe fn assume_filled(mut self) -> Result<Tensor> {
+        let dtype = self.layout.dtype;
+        // SAFETY: the caller has written every byte.
+        check_elements(dtype, unsafe { self.bytes().assume_init_ref() })?;
+        match self.owner {
+            Owner::Tensor(tensor) => Ok(tensor),
+            // SAFETY: the memory is the owner's, and nobody uses that before the last one drops it.
+            Owner::Bytes(bytes) => unsafe { over(self.data, &self.layout, bytes) },
         }
-        // SAFETY: the memory is that of a tensor of bytes which is the owner, as a lock because nobody but
-        // who drops it may have it.
-        unsafe { over(self.data, &self.layout, Mutex::new(self.memory)) }
     }
 }
 
@@ -220,7 +245,8 @@ impl fmt::Debug for Room {
 
 /// Memory of the host through which tensors pass on their way to a device; pinned for a GPU.
 pub(crate) struct Block {
-    memory: Tensor,
+    memory: Arc<Bytes>,
+    device: Device,
     len: usize,
     used: usize,
 }
@@ -234,7 +260,8 @@ impl Block {
         };
         let memory = memory.map_err(|error| framework(&error))?;
         Ok(Self {
-            memory,
+            memory: Arc::new(Mutex::new(memory)),
+            device,
             len,
             used: 0,
         })
@@ -252,71 +279,22 @@ impl Block {
             return Ok(None);
         };
         self.used = end;
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Some(Room {
-            memory: self.memory.shallow_clone(),
+            owner: Owner::Bytes(Arc::clone(&self.memory)),
             // SAFETY: `start` is not behind the block's end.
-            data: unsafe { self.memory.data_ptr().cast::<u8>().add(start) },
+            data: unsafe { memory.data_ptr().cast::<u8>().add(start) },
             layout,
-            is_bytes: true,
         }))
     }
 
-    /// An empty block again, once nothing of it is used any more.
-    pub(crate) fn clear(&mut self) {
-        self.used = 0;
-    }
-}
-
-/// The bytes of a contiguous tensor on the CPU, where they lie.
-pub(crate) struct Memory {
-    /// Keeps the storage. A lock, because a tensor is used by one thread at a time; it is never used.
-    _tensor: Mutex<Tensor>,
-    data: *const u8,
-    len: usize,
-}
-
-// SAFETY: `data` is only read, and belongs to the tensor, which may be sent and which nobody uses.
-unsafe impl Send for Memory {}
-// SAFETY: the same.
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    /// Of a tensor whose elements lie in row-major order in the CPU's memory, as they are.
-    pub(crate) fn new(tensor: &Tensor, layout: &Layout) -> Result<Self> {
-        // A tensor of its own on the same storage: what is done to the other one, such as `set_data`,
-        // does not take the storage away.
-        let own = tensor.f_detach().map_err(|error| framework(&error))?;
-        let plain = own.device() == Device::Cpu
-            && !own.is_sparse()
-            && !own.is_mkldnn()
-            && own.is_contiguous()
-            && own.size() == layout.sizes
-            && !own.is_conj()
-            && !own.is_neg();
-        if !plain {
-            return Err(Error::new(Code::Framework).found("a tensor that is not plain memory"));
+    /// An empty block again: the same memory, or new memory where somebody uses a part of it still.
+    pub(crate) fn clear(&mut self) -> Result<()> {
+        match Arc::get_mut(&mut self.memory) {
+            Some(_) => self.used = 0,
+            None => *self = Self::new(self.len, self.device)?,
         }
-        Ok(Self {
-            data: own.data_ptr().cast_const().cast(),
-            len: layout.byte_len,
-            _tensor: Mutex::new(own),
-        })
-    }
-
-    /// Where the bytes lie.
-    pub(crate) fn range(&self) -> Range<usize> {
-        let start = self.data.addr();
-        start..start + self.len
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        if self.len == 0 {
-            return &[];
-        }
-        // SAFETY: a contiguous tensor of this layout has `len` bytes from `data` on, which the tensor here
-        // keeps. That nobody writes to them through another tensor meanwhile is up to tch's users, as
-        // it is for everything that libtorch does with two tensors of one storage.
-        unsafe { std::slice::from_raw_parts(self.data, self.len) }
+        Ok(())
     }
 }
 
@@ -406,5 +384,34 @@ mod tests {
         let (tensor, drops) = counted(&[0, 4]);
         assert_eq!(tensor.unwrap().size(), [0, 4]);
         assert_eq!(drops.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_block_in_use_is_not_filled_again() {
+        let planned = |name: &str| {
+            let bytes: &[u8] = &[1, 2, 3, 4];
+            let tensor = safeshard_core::SaveTensor::new(name, Dtype::U16, [2], bytes);
+            let checkpoint = safeshard_core::Checkpoint::from_tensors(vec![tensor]).unwrap();
+            let plan = checkpoint.plan_one(name, &[], None, Default::default(), crate::support);
+            plan.unwrap()
+        };
+        let filled = |block: &mut Block, byte| {
+            let mut room = block.room(&planned("w")).unwrap().unwrap();
+            room.bytes().fill(MaybeUninit::new(byte));
+            // SAFETY: all of it was written.
+            unsafe { room.assume_filled() }.unwrap()
+        };
+        let mut block = Block::new(4, Device::Cpu).unwrap();
+        let used = filled(&mut block, 1);
+        let place = used.data_ptr();
+        assert!(block.room(&planned("w")).unwrap().is_none());
+        block.clear().unwrap();
+        let other = filled(&mut block, 2);
+        assert_ne!(other.data_ptr(), place);
+        assert_eq!(used.view_dtype(Kind::Uint8).int64_value(&[0]), 1);
+        drop((used, other));
+        let place = block.memory.lock().unwrap().data_ptr();
+        block.clear().unwrap();
+        assert_eq!(filled(&mut block, 3).data_ptr(), place);
     }
 }

@@ -147,6 +147,18 @@ impl Layout {
     }
 }
 
+/// Refuses elements that libtorch takes for granted not to exist: a `BOOL` that is neither 0 nor 1.
+pub(crate) fn check_elements(dtype: Dtype, bytes: &[u8]) -> Result<()> {
+    if dtype != Dtype::Bool || bytes.iter().fold(0, |all, byte| all | byte) <= 1 {
+        return Ok(());
+    }
+    let mut wrong = bytes.iter().enumerate().filter(|(_, byte)| **byte > 1);
+    let (element, byte) = wrong.next().unwrap_or((0, &0));
+    Err(Error::new(Code::CastValue)
+        .expected("0 or 1")
+        .found(format_args!("{byte} at element {element}")))
+}
+
 /// A stored shape as libtorch counts it: pairs of `F4` are one element.
 pub(crate) fn sizes(dtype: Dtype, shape: &[u64]) -> Result<Vec<i64>> {
     let mut shape = shape.to_vec();

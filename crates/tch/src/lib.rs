@@ -9,6 +9,11 @@
 //! - [`support`] says what libtorch can hold, which is more than tch has names for.
 //! - [`tch`](mod@tch) is the very version whose tensors these are.
 //!
+//! Tensors share storages, and tch lets safe code move a storage to other memory under all of its tensors, by
+//! `resize_` for example. What is to be saved is found where it is then. From another thread it must not be
+//! moved or written to while a save or a read uses it, as while any operation of libtorch does: tch does not
+//! prevent it, and it is a data race.
+//!
 //! It needs libtorch as tch does: for PyTorch in the Python of the environment, set
 //! `LIBTORCH_USE_PYTORCH=1` to build and have `torch/lib` in `LD_LIBRARY_PATH` to run; for one elsewhere,
 //! `LIBTORCH`.
@@ -51,3 +56,8 @@ pub use safeshard_core::{
 pub use save::{save, save_with, tensor_to_save};
 pub use tch;
 pub use var_store::{Fit, Kinds, VarOptions, VarStoreExt};
+
+/// The example of README, which is run as all others are.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

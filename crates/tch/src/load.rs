@@ -26,7 +26,8 @@ const HOST_BYTES: usize = 64 << 20;
 ///
 /// # Errors
 /// As [`Checkpoint::open`]; `unsupported-dtype`, naming every tensor that libtorch cannot
-/// [hold](crate::support); or what reading meets. Then nothing is handed out.
+/// [hold](crate::support); `cast-value` where a `BOOL` is neither 0 nor 1, which is looked for in every byte
+/// of such tensors; or what reading meets. Then nothing is handed out.
 ///
 /// ```
 /// use tch::{Device, Kind, Tensor};
@@ -94,8 +95,7 @@ pub fn load_from(
 ) -> Result<(HashMap<String, Tensor>, LoadReport)> {
     let plan = checkpoint.plan(options, support)?;
     let tensors = read(checkpoint, &plan.tensors, device, &options.read)?;
-    let tensors = named(&plan.tensors, tensors, &plan.report);
-    Ok((tensors, plan.report))
+    Ok((plan.named(tensors, Tensor::shallow_clone), plan.report))
 }
 
 /// One tensor of the checkpoint at `path`, as it is stored. Of shards with an index, only the one that
@@ -131,7 +131,8 @@ pub trait CheckpointExt {
     /// A tensor in memory of its own, as it is stored. One copy.
     ///
     /// # Errors
-    /// `tensor-missing`, `unsupported-dtype`, or what reading meets.
+    /// `tensor-missing`, `unsupported-dtype`, `cast-value` where a `BOOL` is neither 0 nor 1, or what reading
+    /// meets.
     fn tensor(&self, name: &str, device: Device) -> Result<Tensor> {
         self.slice(name, &[], device)
     }
@@ -153,24 +154,6 @@ impl CheckpointExt for Checkpoint {
         read.pop()
             .ok_or_else(|| Error::new(Code::TensorMissing).in_tensor(name))
     }
-}
-
-/// Tensors under their new names and aliases.
-pub(crate) fn named(
-    plan: &[Planned],
-    tensors: Vec<Tensor>,
-    report: &LoadReport,
-) -> HashMap<String, Tensor> {
-    let mut named = HashMap::with_capacity(report.loaded.len());
-    for (planned, tensor) in plan.iter().zip(tensors) {
-        named.insert(planned.name.clone(), tensor);
-    }
-    for (alias, kept) in &report.aliased {
-        if let Some(shared) = named.get(kept).map(Tensor::shallow_clone) {
-            named.insert(alias.clone(), shared);
-        }
-    }
-    named
 }
 
 /// Reads what was planned, in its order.
@@ -227,7 +210,7 @@ fn read_by_way_of_host(
         }
         done += batch.iter().map(stored).sum::<Result<u64>>()?;
         rest = behind;
-        block.clear();
+        block.clear()?;
     }
     Ok(tensors)
 }
@@ -237,12 +220,7 @@ fn part_of(options: &ReadOptions, before: u64, total: u64) -> ReadOptions {
     let whole = options.progress.clone();
     ReadOptions {
         progress: whole.map(|whole| -> Arc<dyn Fn(Progress) + Send + Sync> {
-            Arc::new(move |part| {
-                whole(Progress {
-                    done: before + part.done,
-                    total,
-                });
-            })
+            Arc::new(move |part| whole(Progress::new(before + part.done, total)))
         }),
         ..options.clone()
     }

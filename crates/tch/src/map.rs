@@ -5,16 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use safeshard_core::{
-    Checkpoint, Code, Error, Io, LoadOptions, LoadReport, Planned, PrivateMap, Result, ShardFile,
+    Checkpoint, Code, Error, Extent, Io, LoadOptions, LoadReport, Planned, PrivateMap, Result,
 };
 use tch::{Device, Tensor};
 
 use crate::blob;
 use crate::dtype::{Layout, support};
-use crate::load::{named, read};
+use crate::load::read;
 
 /// What a mapping did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MapReport {
     /// What a load would report.
     pub load: LoadReport,
@@ -24,8 +25,8 @@ pub struct MapReport {
 }
 
 /// All tensors of the checkpoint at `path`, where they lie in their files. Takes the time of opening the
-/// checkpoint, whatever its size; what is used of a tensor comes from the page cache, which other
-/// processes share.
+/// checkpoint, whatever its size, but for `BOOL`, where every byte is looked at; what is used of a tensor comes
+/// from the page cache, which other processes share.
 ///
 /// The mapping is private and copy-on-write: tensors can be trained and changed in place, each page that
 /// is written to becomes memory of this process, and the files never change. Each tensor has a storage of
@@ -92,7 +93,7 @@ pub fn map_from(
 ) -> Result<(HashMap<String, Tensor>, MapReport)> {
     let plan = checkpoint.plan(options, support)?;
     let (tensors, copied) = mapped(checkpoint, &plan.tensors, options)?;
-    let tensors = named(&plan.tensors, tensors, &plan.report);
+    let tensors = plan.named(tensors, Tensor::shallow_clone);
     let report = MapReport {
         load: plan.report,
         copied,
@@ -124,7 +125,7 @@ pub(crate) fn mapped(
     Ok((tensors.collect(), copied.collect()))
 }
 
-/// One mapping a file. By the address of the file, which the checkpoint holds meanwhile.
+/// One mapping a source. By the address of the source, which the checkpoint holds meanwhile.
 #[derive(Default)]
 struct Maps(HashMap<usize, Arc<PrivateMap>>);
 
@@ -135,18 +136,16 @@ impl Maps {
             return Ok(None);
         }
         let info = checkpoint.info(&planned.stored)?;
-        let file = checkpoint.file_of(&planned.stored);
-        let file = file.ok_or_else(|| Error::new(Code::TensorMissing))?;
-        let start = file.header().data_start() + info.start;
         let layout = Layout::new(info.dtype, info.shape)?;
-        blob::mapped(self.of(file)?, start..start + info.byte_len(), &layout)
+        let extent = checkpoint.extent(&planned.stored)?;
+        blob::mapped(self.of(&extent)?, extent.range(), &layout)
     }
 
-    fn of(&mut self, file: &ShardFile) -> Result<&Arc<PrivateMap>> {
+    fn of(&mut self, extent: &Extent<'_>) -> Result<&Arc<PrivateMap>> {
         use std::collections::hash_map::Entry;
-        match self.0.entry(std::ptr::from_ref(file).addr()) {
+        match self.0.entry(Arc::as_ptr(extent.source).addr()) {
             Entry::Occupied(map) => Ok(map.into_mut()),
-            Entry::Vacant(place) => match file.source().map_private()? {
+            Entry::Vacant(place) => match extent.source.map_private()? {
                 Some(map) => Ok(place.insert(Arc::new(map))),
                 None => Err(Error::new(Code::NotInMemory)),
             },

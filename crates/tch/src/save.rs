@@ -4,14 +4,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use safeshard_core::{Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData};
+use safeshard_core::{
+    Code, Dtype, Error, Result, SaveOptions, SaveReport, SaveTensor, TensorData, WriteBytes, gather,
+};
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::blob::Memory;
+use crate::blob::memory::{self, Gathered, Memory, check_storage};
 use crate::dtype::{Layout, dtype_of, framework, stored_shape};
-
-/// How many bytes are gathered, or fetched from a device, at a time.
-const PIECE: usize = 8 << 20;
 
 /// Saves tensors under their names: a `HashMap`, a `BTreeMap`, a `Vec` of pairs or any other iterator,
 /// owned or borrowed. A path that ends in `.safetensors` is one file; any other is a folder, made if
@@ -30,7 +29,9 @@ const PIECE: usize = 8 << 20;
 ///   [`safeshard_core::save`].
 /// - They may be tensors that are [mapped](crate::map()) from the very files that are replaced.
 ///
-/// Whoever changes a tensor in place meanwhile, from another thread, gets a mixture.
+/// Whoever changes a tensor in place meanwhile, from another thread, gets a mixture; whoever makes one
+/// larger there (`resize_`), a data race, as with every operation of libtorch. Progress of a save is told by
+/// the threads that save.
 ///
 /// # Errors
 /// As [`safeshard_core::save`] and [`tensor_to_save`]. What was there before stays.
@@ -93,24 +94,49 @@ where
     N: AsRef<str>,
     T: AsRef<Tensor>,
 {
-    let tensors = tensors
-        .into_iter()
-        .map(|(name, tensor)| tensor_to_save(name.as_ref(), tensor.as_ref()));
-    safeshard_core::save(SaveTensor::in_natural_order(tensors)?, path, options)
+    memory::save(path.as_ref(), options, |lender| {
+        let tensors = tensors.into_iter().map(|(name, tensor)| {
+            describe(name.as_ref().to_owned(), tensor.as_ref(), |memory| {
+                Box::new(lender.lend(memory))
+            })
+        });
+        SaveTensor::in_natural_order(tensors)
+    })
 }
 
 /// A tensor for [`safeshard_core::save`] and [`safeshard_core::write_to`], for those who decide the
-/// order themselves or mix tch's tensors with others. It shares the tensor's memory.
+/// order themselves or mix tch's tensors with others. It shares the tensor's memory, also when that is moved
+/// to another place, by `resize_` for example: then it is read from there.
+///
+/// Nobody knows what is done with its bytes while they are given away, so they are copied first, 512 KiB at
+/// a time; [`save`] can do without.
 ///
 /// # Errors
 /// - `unsupported-dtype`: a kind that the format lacks (quantised, `ComplexHalf`, `ComplexDouble`).
 /// - `framework`: a sparse tensor, one that is not defined, or a layout of a library's own.
 pub fn tensor_to_save(name: impl Into<String>, tensor: &Tensor) -> Result<SaveTensor<'static>> {
-    let name = name.into();
-    describe(&name, tensor).map_err(|error| error.in_tensor(&name))
+    describe(name.into(), tensor, |memory| Box::new(memory))
 }
 
-fn describe(name: &str, tensor: &Tensor) -> Result<SaveTensor<'static>> {
+fn describe<'d>(
+    name: String,
+    tensor: &Tensor,
+    of_memory: impl FnOnce(Memory) -> Box<dyn TensorData + 'd>,
+) -> Result<SaveTensor<'d>> {
+    let described = described(tensor, of_memory);
+    let (dtype, shape, data) = described.map_err(|error| error.in_tensor(&name))?;
+    Ok(SaveTensor {
+        name,
+        dtype,
+        shape,
+        data,
+    })
+}
+
+fn described<'d>(
+    tensor: &Tensor,
+    of_memory: impl FnOnce(Memory) -> Box<dyn TensorData + 'd>,
+) -> Result<(Dtype, Vec<u64>, Box<dyn TensorData + 'd>)> {
     let dtype = dtype_of(tensor)?;
     if tensor.is_sparse() || tensor.is_mkldnn() {
         return Err(Error::new(Code::Framework)
@@ -121,84 +147,42 @@ fn describe(name: &str, tensor: &Tensor) -> Result<SaveTensor<'static>> {
     let layout = Layout::new(dtype, &shape)?;
     if tensor.device() == Device::Cpu && lies_as_stored(tensor) {
         let memory = Memory::new(tensor, &layout)?;
-        return Ok(SaveTensor::new(name, dtype, shape, memory));
+        return Ok((dtype, shape, of_memory(memory)));
     }
     // Without its history, which would be kept alive and grow with every piece.
     let tensor = tensor.f_detach().map_err(|error| framework(&error))?;
     let pieces = Pieces {
-        dtype,
+        element_size: layout.alignment(),
         byte_len: layout.byte_len,
         tensor: Mutex::new(tensor),
     };
-    Ok(SaveTensor::new(name, dtype, shape, pieces))
+    Ok((dtype, shape, Box::new(pieces)))
 }
 
 fn lies_as_stored(tensor: &Tensor) -> bool {
     tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()
 }
 
-impl TensorData for Memory {
-    fn byte_len(&self) -> Option<u64> {
-        Some(self.bytes().len() as u64)
-    }
-
-    fn place(&self) -> Option<Range<usize>> {
-        // What has no bytes shares none, whatever its address.
-        Some(self.range()).filter(|place| !place.is_empty())
-    }
-
-    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        write(self.bytes())
-    }
-}
-
 /// A tensor on another device, with strides, or with elements that are yet to be computed.
 struct Pieces {
-    dtype: Dtype,
+    /// Bytes of an element of libtorch's; of `F4`, a pair is one.
+    element_size: usize,
     byte_len: usize,
     tensor: Mutex<Tensor>,
 }
 
 impl Pieces {
-    /// Gives the elements of a part in row-major order.
-    fn write(&self, part: &Tensor, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let refused = |error: TchError| framework(&error);
-        // Halves along the first dimension that has any are in row-major order.
-        let large = part.numel().saturating_mul(element_size(self.dtype)) > PIECE;
-        let mut sizes = part.size().into_iter().zip(0..);
-        if large && let Some((size, dim)) = sizes.find(|(size, _)| *size > 1) {
-            let half = size / 2;
-            for (start, len) in [(0, half), (half, size - half)] {
-                let part = part.f_narrow(dim, start, len).map_err(refused)?;
-                self.write(&part, write)?;
-            }
-            return Ok(());
-        }
-        let part = copied(self.dtype, part).map_err(refused)?;
-        let shape: Vec<_> = part.size().into_iter().map(i64::unsigned_abs).collect();
-        let layout = Layout::new(dtype_of(&part)?, &shape)?;
-        write(Memory::new(&part, &layout)?.bytes())
+    /// The elements as integers of their size, which libtorch copies whatever they mean.
+    fn bits(&self, part: &Tensor) -> Result<Tensor, TchError> {
+        // Numbers that are conjugated or negated lazily have to be what they say first.
+        let plain = part.f_resolve_conj()?.f_resolve_neg()?;
+        plain.f_view_dtype(match self.element_size {
+            8 => Kind::Int64,
+            4 => Kind::Int,
+            2 => Kind::Int16,
+            _ => Kind::Uint8,
+        })
     }
-}
-
-/// The elements in row-major order on the CPU, as integers of their size, which libtorch copies whatever
-/// they mean.
-fn copied(dtype: Dtype, part: &Tensor) -> Result<Tensor, TchError> {
-    // Numbers that are conjugated or negated lazily have to be what they say first.
-    let plain = part.f_resolve_conj()?.f_resolve_neg()?;
-    let bits = plain.f_view_dtype(match element_size(dtype) {
-        8 => Kind::Int64,
-        4 => Kind::Int,
-        2 => Kind::Int16,
-        _ => Kind::Uint8,
-    })?;
-    // On its device first, so that only the part is fetched and not the whole storage.
-    bits.f_contiguous()?.f_to_device(Device::Cpu)
-}
-
-/// Bytes of an element of libtorch's; of `F4`, a pair is one.
-fn element_size(dtype: Dtype) -> usize {
-    dtype.size().unwrap_or(1) as usize
 }
 
 impl TensorData for Pieces {
@@ -210,8 +194,25 @@ impl TensorData for Pieces {
         true
     }
 
-    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn write_range(&self, range: Range<u64>, write: &mut WriteBytes<'_>) -> Result<()> {
         let tensor = self.tensor.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write(&tensor, write)
+        check_storage(&tensor, self.element_size)?;
+        let refused = |error: TchError| framework(&error);
+        let copy = |ranges: &[Range<u64>], write: &mut WriteBytes<'_>| {
+            // Somebody may have cut the storage off while the piece before was written.
+            check_storage(&tensor, self.element_size)?;
+            let narrowed = |part: Tensor, (range, dim): (&Range<u64>, i64)| {
+                let (start, len) = (range.start as i64, (range.end - range.start) as i64);
+                part.f_narrow(dim, start, len)
+            };
+            let part = ranges
+                .iter()
+                .zip(0..)
+                .try_fold(tensor.shallow_clone(), narrowed);
+            let bits = part.and_then(|part| self.bits(&part)).map_err(refused)?;
+            write(Gathered::new(&bits).map_err(refused)?.bytes())
+        };
+        let shape: Vec<_> = tensor.size().iter().map(|dim| dim.unsigned_abs()).collect();
+        gather(&shape, self.element_size as u64, range, copy, write)
     }
 }

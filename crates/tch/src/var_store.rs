@@ -28,6 +28,7 @@ pub struct VarOptions {
 
 /// What to do about variables that the checkpoint lacks, or has in another shape.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Fit {
     /// Fail, naming all of them; no variable is changed.
     #[default]
@@ -38,6 +39,7 @@ pub enum Fit {
 
 /// Whose kind a variable has when a checkpoint was loaded into it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Kinds {
     /// Its own: floats are cast to it while they are read, everything else must have it already.
     #[default]
@@ -64,8 +66,8 @@ pub trait VarStoreExt {
     ///
     /// # Errors
     /// As [`Checkpoint::open`]; every variable that does not fit, in one error: `tensor-missing`,
-    /// `shape-mismatch`, `dtype-mismatch`, `unsupported-dtype`, `unsupported-cast`; or what reading
-    /// meets.
+    /// `shape-mismatch`, `dtype-mismatch`, `unsupported-dtype`, `unsupported-cast`; `cast-value` where a
+    /// `BOOL` is neither 0 nor 1; or what reading meets.
     fn load_checkpoint(
         &mut self,
         path: impl AsRef<Path>,
@@ -287,11 +289,7 @@ impl Plan {
         let slice = Slice::new(info.dtype, info.shape, &part)?;
         if sizes(info.dtype, slice.shape())? != variable.size() {
             let expected = variable.size().into_iter().map(i64::unsigned_abs);
-            let mismatch = Mismatch {
-                name: name.to_owned(),
-                expected: expected.collect(),
-                found: slice.shape().to_vec(),
-            };
+            let mismatch = Mismatch::new(name, expected.collect(), slice.shape().to_vec());
             let error = Error::new(Code::ShapeMismatch).in_tensor(name);
             self.misfits.push(
                 error
@@ -303,13 +301,10 @@ impl Plan {
         }
         let cast = options.kinds == Kinds::Variable && own.is_float() && info.dtype.is_float();
         let unsupported = Unsupported::Refuse;
-        let planned =
+        let mut planned =
             checkpoint.plan_one(stored, &part, cast.then_some(own), unsupported, support)?;
         check_kind(&variable, own, planned.dtype, options.kinds)?;
-        let planned = Planned {
-            name: name.to_owned(),
-            ..planned
-        };
+        planned.name = name.to_owned();
         self.report.loaded.push(name.to_owned());
         self.report.cast.extend(planned.record());
         self.targets.push(Target {

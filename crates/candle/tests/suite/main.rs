@@ -1,5 +1,6 @@
 //! One program for all tests of the adapter but the one that counts memory: candle links slowly.
 
+mod contract;
 mod dtypes;
 mod incumbents;
 mod interop;

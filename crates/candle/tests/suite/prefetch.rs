@@ -285,7 +285,8 @@ fn dropping_the_builder_ends_the_thread() {
     gate.wait_for_somebody();
     let before = probe.bytes_read();
     let dropping = thread::spawn(move || drop(vb));
-    thread::sleep(Duration::from_millis(50));
+    // Long enough for it to have begun, however busy the machine is.
+    thread::sleep(Duration::from_millis(500));
     assert!(
         !dropping.is_finished(),
         "it waits for the read that is under way"

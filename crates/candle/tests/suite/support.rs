@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{CpuStorage, Storage, Tensor};
 use safeshard_candle::{Checkpoint, LoadOptions, Result, Weights};
-use safeshard_core::{MemorySource, OpenOptions, ReadAt};
+use safeshard_core::{Access, MemorySource, OpenOptions, ReadAt};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -171,6 +171,11 @@ impl ReadAt for Probe {
         let hook = Arc::clone(&self.hook.lock().unwrap());
         hook(&range)?;
         self.source.read_at(offset, buf)
+    }
+
+    /// Runs of a tensor are read together, tensors are not: so it can be counted which are read.
+    fn access(&self) -> Access {
+        Access::default().gap(64)
     }
 }
 

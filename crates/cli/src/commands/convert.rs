@@ -1,5 +1,6 @@
 //! `safeshard convert`: other dtypes, other names, fewer tensors.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
@@ -63,8 +64,8 @@ pub(super) fn run(args: &Args, session: &Session) -> Result {
     let bar = Places::bar(session);
     let options = ConvertOptions {
         dtype: Some(dtype_rule(args)),
-        filter: Some(filter(args)),
-        rename: Some(rename(args)),
+        filter: filter(args),
+        rename: rename(args),
         reshard: args.places.options(session, &bar),
     };
     let report = convert(&checkpoint, args.places.to(), &options)?;
@@ -85,22 +86,28 @@ fn dtype_rule(args: &Args) -> DtypeRule {
     })
 }
 
-fn filter(args: &Args) -> Filter {
+fn filter(args: &Args) -> Option<Filter> {
     let (include, exclude) = (args.include.clone(), args.exclude.clone());
-    Arc::new(move |name| {
+    if include.is_empty() && exclude.is_empty() {
+        return None;
+    }
+    Some(Arc::new(move |name| {
         let is_in = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
         (include.is_empty() || is_in(&include)) && !is_in(&exclude)
-    })
+    }))
 }
 
-fn rename(args: &Args) -> Rename {
+fn rename(args: &Args) -> Option<Rename> {
     let rules = args.rename.clone();
-    Arc::new(move |name| {
+    if rules.is_empty() {
+        return None;
+    }
+    Some(Arc::new(move |name| {
         let renamed = |name: String, (from, to): &(Regex, String)| {
             from.replace_all(&name, to.as_str()).into_owned()
         };
         rules.iter().fold(name.to_owned(), renamed)
-    })
+    }))
 }
 
 /// A pattern that matches nothing is mostly a mistake.
@@ -111,14 +118,19 @@ fn warn_of_idle_patterns(args: &Args, checkpoint: &Checkpoint) {
     for pattern in plain.filter(|pattern| !names.iter().any(|name| pattern.is_match(name))) {
         warn(&format!("no name matches `{pattern}`"));
     }
-    let mut names: Vec<_> = names.into_iter().map(str::to_owned).collect();
-    for (from, to) in &args.rename {
-        if !names.iter().any(|name| from.is_match(name)) {
-            warn(&format!("no name matches `{from}`"));
+    // Each sees what those before it left of a name.
+    let mut idle = vec![true; args.rename.len()];
+    for name in names {
+        let mut name = Cow::Borrowed(name);
+        for ((from, to), idle) in args.rename.iter().zip(&mut idle) {
+            if from.is_match(&name) {
+                *idle = false;
+                name = Cow::Owned(from.replace_all(&name, to.as_str()).into_owned());
+            }
         }
-        for name in &mut names {
-            *name = from.replace_all(name, to.as_str()).into_owned();
-        }
+    }
+    for ((from, _), _) in args.rename.iter().zip(idle).filter(|(_, idle)| *idle) {
+        warn(&format!("no name matches `{from}`"));
     }
 }
 
@@ -128,15 +140,11 @@ fn changes(report: &ReshardReport, out: &mut Output) -> Result<()> {
     for cast in &report.cast {
         *casts.entry((cast.from, cast.to)).or_default() += 1;
     }
-    let mut unchanged: BTreeMap<Dtype, u64> = BTreeMap::new();
-    for (_, dtype) in &report.unchanged {
-        *unchanged.entry(*dtype).or_default() += 1;
-    }
     for ((from, to), tensors) in casts {
         writeln!(out, "{from} to {to}: {}", count(tensors, "tensor"))?;
     }
-    for (dtype, tensors) in unchanged {
-        writeln!(out, "{dtype} as before: {}", count(tensors, "tensor"))?;
+    for (dtype, tensors) in &report.unchanged {
+        writeln!(out, "{dtype} as before: {}", count(*tensors, "tensor"))?;
     }
     for (what, number) in [
         ("renamed", report.renamed.len()),

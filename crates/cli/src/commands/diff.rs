@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use safeshard_core::{
-    Change, Changed, Checkpoint, DiffOptions, Difference, DtypeChange, Profile, Tolerance, diff,
+    Change, Changed, Checkpoint, DiffOptions, Difference, DtypeChange, Printable, Profile,
+    Tolerance, diff,
 };
 use serde::Serialize;
 
@@ -12,7 +13,7 @@ use crate::failure::{Outcome, Result};
 use crate::output::{self, BAD, GOOD, Output};
 use crate::progress::Show;
 use crate::session::Session;
-use crate::text::{Printable, count, number, shape};
+use crate::text::{count, number, shape};
 
 /// Compare two checkpoints tensor by tensor, however they are sharded
 #[derive(Debug, clap::Args)]
@@ -118,6 +119,7 @@ impl<'d> JsonChanged<'d> {
                 differing,
                 max_abs,
                 max_rel,
+                ..
             } => ("values", differing, max_abs, max_rel),
             _ => ("values", 0, None, None),
         };
@@ -133,15 +135,16 @@ impl<'d> JsonChanged<'d> {
 }
 
 /// Writes a line for each tensor that differs.
-fn write(difference: &Difference, out: &mut impl Write) -> io::Result<()> {
+fn write(difference: &Difference, out: &mut Output) -> io::Result<()> {
+    let (good, bad) = (out.style(GOOD), out.style(BAD));
     for name in &difference.only_a {
-        writeln!(out, "{BAD}-{BAD:#} {}", Printable::word(name))?;
+        writeln!(out, "{bad}-{bad:#} {}", Printable::of(name))?;
     }
     for name in &difference.only_b {
-        writeln!(out, "{GOOD}+{GOOD:#} {}", Printable::word(name))?;
+        writeln!(out, "{good}+{good:#} {}", Printable::of(name))?;
     }
     for changed in &difference.changed {
-        write!(out, "{BAD}!{BAD:#} {}: ", Printable::word(&changed.name))?;
+        write!(out, "{bad}!{bad:#} {}: ", Printable::of(&changed.name))?;
         match &changed.change {
             Change::Dtype { a, b } => writeln!(out, "{a} in A, {b} in B")?,
             Change::Shape { a, b } => writeln!(out, "{} in A, {} in B", shape(a), shape(b))?,
@@ -149,6 +152,7 @@ fn write(difference: &Difference, out: &mut impl Write) -> io::Result<()> {
                 differing,
                 max_abs,
                 max_rel,
+                ..
             } => {
                 write!(out, "{}", count(*differing, "element"))?;
                 if let (Some(abs), Some(rel)) = (max_abs, max_rel) {
@@ -162,14 +166,15 @@ fn write(difference: &Difference, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn summary(difference: &Difference, names: u64, out: &mut impl Write) -> io::Result<()> {
+fn summary(difference: &Difference, names: u64, out: &mut Output) -> io::Result<()> {
+    let (good, bad) = (out.style(GOOD), out.style(BAD));
     if difference.is_equal() {
-        return writeln!(out, "{GOOD}equal{GOOD:#}: {}", count(names, "tensor"));
+        return writeln!(out, "{good}equal{good:#}: {}", count(names, "tensor"));
     }
     let same = names - (difference.only_a.len() + difference.changed.len()) as u64;
     writeln!(
         out,
-        "{BAD}different{BAD:#}: {} the same, {} changed, {} only in A, {} only in B",
+        "{bad}different{bad:#}: {} the same, {} changed, {} only in A, {} only in B",
         number(same),
         number(difference.changed.len() as u64),
         number(difference.only_a.len() as u64),

@@ -1,6 +1,5 @@
 //! `safeshard digest`: what to verify a checkpoint against later.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
@@ -42,6 +41,8 @@ enum AlgorithmArg {
 pub(super) fn run(args: &Args, session: &Session) -> Result {
     let checkpoint = Checkpoint::open_with(&args.path, &session.open_options(Profile::default()))?;
     let bar = session.bar("digesting", Show::OnTerminal);
+    let read = session.read_options(&bar);
+    let cancel = read.cancel.clone();
     let manifest = checkpoint.digest(&DigestOptions {
         algorithm: match args.algorithm {
             AlgorithmArg::Sha256 => Algorithm::Sha256,
@@ -51,14 +52,16 @@ pub(super) fn run(args: &Args, session: &Session) -> Result {
             true => DigestOf::Tensors,
             false => DigestOf::Files,
         },
-        read: session.read_options(&bar),
+        read,
     })?;
     drop(bar);
     match &args.output {
-        Some(path) => manifest.write_file(path)?,
+        Some(path) => manifest.write_file(path, cancel.as_ref())?,
         None => {
             let mut out = Output::new();
-            write!(out, "{manifest}")?;
+            for entry in manifest.entries() {
+                out.exactly(&format!("{entry}\n"))?;
+            }
             out.finish()?;
         }
     }

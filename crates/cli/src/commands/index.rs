@@ -4,14 +4,15 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use safeshard_core::{
-    Code, Finding, IndexOutcome, Profile, UnknownDtype, VerifyOptions, verify, write_index,
+    Code, Finding, IndexOutcome, Printable, Profile, UnknownDtype, VerifyOptions, verify,
+    write_index,
 };
 
 use crate::failure::{Outcome, Result};
 use crate::findings;
 use crate::output::{GOOD, Output};
 use crate::session::Session;
-use crate::text::{Printable, count, size};
+use crate::text::{count, size};
 
 /// Check the index of a folder's shards, or write it from their headers
 #[derive(Debug, clap::Args)]
@@ -51,8 +52,8 @@ fn check(args: &Args, session: &Session) -> Result {
         findings::write(&mut out, finding)?;
     }
     if findings.is_empty() && !session.is_quiet() {
-        let folder = args.dir.to_string_lossy();
-        writeln!(out, "{}: {GOOD}right{GOOD:#}", Printable::word(&folder))?;
+        let good = out.style(GOOD);
+        writeln!(out, "{}: {good}right{good:#}", Printable::of(&args.dir))?;
     }
     out.finish()?;
     Ok(match findings.is_empty() {
@@ -64,7 +65,7 @@ fn check(args: &Args, session: &Session) -> Result {
 fn write(args: &Args, session: &Session) -> Result {
     let mut options = session.open_options(Profile::default());
     options.unknown_dtype = UnknownDtype::Keep;
-    let report = write_index(&args.dir, &options)?;
+    let report = write_index(&args.dir, &options, Some(&session.cancel()))?;
     if session.is_quiet() {
         return Ok(Outcome::Fine);
     }
@@ -73,12 +74,11 @@ fn write(args: &Args, session: &Session) -> Result {
         IndexOutcome::Replaced => "replaced",
         IndexOutcome::Unchanged => "right already",
     };
-    let path = report.path.to_string_lossy();
     let mut out = Output::new();
     writeln!(
         out,
         "{}: {done}, {} in {}, {}",
-        Printable::word(&path),
+        Printable::of(&report.path),
         count(report.tensors as u64, "tensor"),
         count(report.shards as u64, "shard"),
         size(report.total_size),

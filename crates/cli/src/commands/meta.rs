@@ -5,15 +5,15 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use safeshard_core::{
-    Checkpoint, MetadataChange, MetadataWrite, OpenOptions, Profile, UnknownDtype, change_metadata,
+    Checkpoint, MetadataChange, MetadataWrite, OpenOptions, Printable, Profile, UnknownDtype,
+    change_metadata,
 };
 use serde_json::Value;
 
 use crate::failure::{Outcome, Result};
-use crate::output::{self, Output};
+use crate::output::Output;
 use crate::progress::Show;
 use crate::session::Session;
-use crate::text::Printable;
 
 /// Show metadata, get a value, set or unset some
 ///
@@ -94,7 +94,7 @@ fn metadata(args: &Args, session: &Session) -> Result<Vec<(String, String)>> {
 fn show(args: &Args, session: &Session) -> Result {
     let mut out = Output::new();
     for (key, value) in metadata(args, session)? {
-        writeln!(out, "{}={}", Printable::word(&key), Printable::word(&value))?;
+        writeln!(out, "{}={}", Printable::of(&key), Printable::of(&value))?;
     }
     out.finish()?;
     Ok(Outcome::Fine)
@@ -106,11 +106,8 @@ fn get(args: &Args, key: &str, session: &Session) -> Result {
         return Ok(Outcome::Findings);
     };
     let mut out = Output::new();
-    match output::width() {
-        Some(_) => writeln!(out, "{}", Printable::lines(value))?,
-        // For a program, as it is.
-        None => writeln!(out, "{value}")?,
-    }
+    out.exactly(value)?;
+    writeln!(out)?;
     out.finish()?;
     Ok(Outcome::Fine)
 }
@@ -124,12 +121,10 @@ fn change(args: &Args, changes: &[MetadataChange], session: &Session) -> Result 
     }
     let done = match written {
         MetadataWrite::Nothing => "nothing to change",
-        MetadataWrite::InPlace => "changed in place",
-        MetadataWrite::Replaced => "changed, the file was written anew",
+        MetadataWrite::Replaced => "changed",
     };
-    let path = args.path.to_string_lossy();
     let mut out = Output::new();
-    writeln!(out, "{}: {done}", Printable::word(&path))?;
+    writeln!(out, "{}: {done}", Printable::of(&args.path))?;
     out.finish()?;
     Ok(Outcome::Fine)
 }

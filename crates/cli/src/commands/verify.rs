@@ -1,11 +1,13 @@
 //! `safeshard verify`: whether anything is wrong with a checkpoint.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use safeshard_core::{
-    Code, Manifest, Profile, Verification, VerifyLevel, VerifyOptions, verify, verify_digests,
+    Code, Manifest, Printable, Profile, Verification, VerifyLevel, VerifyOptions, verify,
+    verify_digests,
 };
 use serde::Serialize;
 
@@ -15,7 +17,7 @@ use crate::findings::{self, JsonFinding};
 use crate::output::{self, BAD, GOOD, Output};
 use crate::progress::Show;
 use crate::session::Session;
-use crate::text::{Printable, count};
+use crate::text::count;
 
 /// Say everything that is wrong with a checkpoint
 #[derive(Debug, clap::Args)]
@@ -81,6 +83,9 @@ pub(super) fn run(args: &Args, session: &Session) -> Result {
         return explain_code(code);
     }
     let path = args.path.as_deref().unwrap_or(Path::new("."));
+    if args.json {
+        output::check_json_paths([path])?;
+    }
     let found = look(path, args, session)?;
     let outcome = match found.is_accepted() {
         true => Outcome::Fine,
@@ -109,8 +114,8 @@ pub(super) fn run(args: &Args, session: &Session) -> Result {
             Outcome::Fine => (GOOD, "accepted"),
             Outcome::Findings => (BAD, "rejected"),
         };
-        let path = path.to_string_lossy();
-        write!(out, "{}: {style}{verdict}{style:#}", Printable::word(&path))?;
+        let style = out.style(style);
+        write!(out, "{}: {style}{verdict}{style:#}", Printable::of(path))?;
         match found.findings.len() {
             0 => writeln!(out)?,
             findings => writeln!(out, ", {}", count(findings as u64, "finding"))?,
@@ -156,7 +161,7 @@ fn look(path: &Path, args: &Args, session: &Session) -> Result<Verification> {
     if options.level == VerifyLevel::Content {
         // What the structure had to say was said.
         let content = verify(path, &options)?.findings.into_iter();
-        let said: Vec<_> = found
+        let said: HashSet<_> = found
             .findings
             .iter()
             .map(|old| old.problem.to_string())

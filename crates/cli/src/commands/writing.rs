@@ -3,16 +3,16 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anstyle::{AnsiColor, Style};
 use safeshard_core::{
-    Checkpoint, Durability, Profile, ReshardOptions, ReshardReport, ShardSize, Shards, SideFiles,
+    Checkpoint, Durability, Losses, Printable, Profile, ReshardOptions, ReshardReport, ShardSize,
+    Shards, SideFiles,
 };
 
 use crate::failure::{Failure, Result};
-use crate::output::Output;
+use crate::output::{ODD, Output};
 use crate::progress::{Bar, Show};
 use crate::session::Session;
-use crate::text::{Printable, count, size};
+use crate::text::{count, size};
 
 /// Where from, where to, and into which files.
 #[derive(Debug, clap::Args)]
@@ -37,7 +37,12 @@ pub(super) struct Places {
     #[arg(long)]
     with_files: bool,
 
-    /// End when everything is written, without waiting for the medium: a power failure may then
+    /// Write even where tensors disappear with the files that are replaced, although they are not part
+    /// of the checkpoint: by default they are named, and nothing is written
+    #[arg(long)]
+    accept_loss: bool,
+
+    /// End when everything is written, without waiting for the disk: a power failure may then
     /// lose both IN, where OUT replaces it, and OUT
     #[arg(long)]
     no_sync: bool,
@@ -49,7 +54,7 @@ impl Places {
         if is_file && self.max_shard_size.is_some() {
             return Err(Failure::Usage(format!(
                 "{}: --max-shard-size makes shards, and this is one file; name a folder",
-                self.to.display()
+                Printable::of(&self.to)
             )));
         }
         let options = session.open_options(Profile::default());
@@ -77,6 +82,10 @@ impl Places {
                 true => SideFiles::Carry,
                 false => SideFiles::Leave,
             },
+            losses: match self.accept_loss {
+                true => Losses::Accept,
+                false => Losses::Refuse,
+            },
             durability: match self.no_sync {
                 true => Durability::Cached,
                 false => Durability::Durable,
@@ -96,12 +105,12 @@ impl Places {
     ) -> Result<()> {
         if !session.is_quiet() {
             let mut out = Output::new();
-            let tensors = report.cast.len() + report.unchanged.len();
+            let tensors = report.cast.len() as u64 + report.unchanged.values().sum::<u64>();
             writeln!(
                 out,
                 "{}: {} in {}, {}",
-                Printable::word(&self.to.to_string_lossy()),
-                count(tensors as u64, "tensor"),
+                Printable::of(&self.to),
+                count(tensors, "tensor"),
                 count(report.saved.files.len() as u64, "file"),
                 size(report.saved.total_size),
             )?;
@@ -118,8 +127,7 @@ impl Places {
 /// A line with names, if there are any.
 pub(super) fn list(out: &mut Output, what: &str, names: &[String]) -> Result<()> {
     if !names.is_empty() {
-        let names: Vec<_> = names.iter().map(|name| Printable::of(name)).collect();
-        writeln!(out, "{what}: {}", names.join(", "))?;
+        writeln!(out, "{what}: {}", Printable::of(&names.join(", ")))?;
     }
     Ok(())
 }
@@ -128,51 +136,37 @@ pub(super) fn list(out: &mut Output, what: &str, names: &[String]) -> Result<()>
 fn warn_of_losses(report: &ReshardReport) {
     /// More lines of a kind would hide the others.
     const SHOWN: usize = 10;
-    let kinds: [Vec<String>; 4] = [
-        report
-            .unlisted
-            .iter()
-            .map(|(file, name)| {
-                format!("`{name}` in {file} is not in the index, and was not written")
-            })
-            .collect(),
-        report
-            .metadata_left
-            .iter()
-            .map(|left| {
-                let (file, key, value) = (&left.file, &left.key, &left.value);
-                format!("metadata of {file} that has no place any more: {key}={value}")
-            })
-            .collect(),
-        report
-            .overflowed
-            .iter()
-            .map(|(name, elements)| {
-                format!("elements of `{name}` too large for their dtype, infinite now: {elements}")
-            })
-            .collect(),
-        report
-            .saved
-            .left_behind
-            .iter()
-            .map(|path| format!("{} could not be removed", path.display()))
-            .collect(),
-    ];
-    for lines in kinds {
-        for line in lines.iter().take(SHOWN) {
-            warn(line);
+    fn warn_of<T>(losses: &[T], line: impl Fn(&T) -> String) {
+        for loss in losses.iter().take(SHOWN) {
+            warn(&line(loss));
         }
-        if let Some(more @ 1..) = lines.len().checked_sub(SHOWN) {
+        if let Some(more @ 1..) = losses.len().checked_sub(SHOWN) {
             warn(&format!("and {more} more like the last"));
         }
     }
+    warn_of(&report.unlisted, |(file, name)| {
+        format!("`{name}` in {file} is not in the index, and was not written")
+    });
+    warn_of(&report.metadata_left, |left| {
+        let (file, key, value) = (&left.file, &left.key, &left.value);
+        format!("metadata of {file} that has no place any more: {key}={value}")
+    });
+    warn_of(&report.overflowed, |(name, elements)| {
+        format!("elements of `{name}` too large for their dtype, infinite now: {elements}")
+    });
+    warn_of(&report.saved.left_behind, |path| {
+        format!("{} could not be removed", Printable::of(path))
+    });
+    warn_of(&report.saved.not_recovered, |left| {
+        let (checkpoint, why) = (&left.checkpoint, &left.why);
+        format!("an earlier save of {checkpoint} is unfinished: {why}")
+    });
 }
-
-const WARNING: Style = AnsiColor::Yellow.on_default().bold();
 
 /// Writes a warning to standard error.
 pub(super) fn warn(text: &str) {
-    let text = Printable::word(text);
+    let mut out = Output::stderr();
+    let odd = out.style(ODD);
     // Nobody is left to be told.
-    let _closed = writeln!(anstream::stderr(), "{WARNING}warning{WARNING:#}: {text}");
+    let _closed = writeln!(out, "{odd}warning{odd:#}: {}", Printable::of(text));
 }

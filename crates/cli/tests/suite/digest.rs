@@ -155,6 +155,27 @@ fn a_manifest_of_tensors_fits_whatever_the_sharding() {
     );
 }
 
+/// Of a tensor with lines of both digests, one was compared with the other's.
+#[test]
+fn lines_of_both_digests_fit_the_same_bytes() {
+    let folder = tempdir().unwrap();
+    write(&folder.path().join("a.safetensors"), &[floats("a", &[1.0])]);
+    let lines = "safeshard digest --tensors a.safetensors > SUMS
+        safeshard digest --tensors --algorithm blake3 a.safetensors >> SUMS
+        safeshard digest a.safetensors >> SUMS
+        sha256sum --tag ./a.safetensors >> SUMS
+        safeshard verify . --manifest SUMS";
+    shell(folder.path(), lines).ended(0);
+    let wrong = "sed '2s/ [0-9a-f]\\{8\\}/ 00000000/' SUMS > WRONG
+        safeshard verify . --manifest WRONG";
+    let run = shell(folder.path(), wrong).ended(1);
+    assert!(
+        run.stdout.contains("expected blake3 00000000"),
+        "{}",
+        run.stdout
+    );
+}
+
 #[test]
 fn what_is_missing_or_unlisted_is_found_and_nothing_outside_is_read() {
     let folder = tempdir().unwrap();

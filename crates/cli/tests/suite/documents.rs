@@ -23,6 +23,11 @@ fn readme() {
 }
 
 #[test]
+fn the_readme_of_this_crate() {
+    check("crates/cli/README.md");
+}
+
+#[test]
 fn the_tour() {
     check("docs/cli.md");
 }

@@ -6,11 +6,10 @@ use tempfile::tempdir;
 
 use crate::support::*;
 
-/// Runs a line on a terminal of so many columns; what it shows, line ends as terminals have them.
+/// Runs a line on a terminal of so many columns.
 fn on_terminal(columns: usize, line: &str) -> String {
-    let inner = format!("stty cols {columns} rows 24; {line}");
-    let line = format!("script -qec '{inner}' /dev/null < /dev/null");
-    shell(&bert(), &line).stdout
+    let line = format!("stty cols {columns} rows 24; {line}");
+    crate::support::on_terminal(&bert(), &line)
 }
 
 fn strip(text: &str) -> String {
@@ -96,6 +95,17 @@ fn a_full_medium_is_told() {
     // Nor does anything go wrong where nobody can be told.
     shell(&bert(), "safeshard inspect /nonexistent 2>&-").ended(2);
     shell(&bert(), "safeshard inspect . >&-");
+}
+
+#[test]
+fn what_the_system_said_is_said_once() {
+    let folder = tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let below = file.join("bert");
+    let said = fs::create_dir(&below).unwrap_err().to_string();
+    let run = safeshard(["reshard".as_ref(), bert().as_path(), &below]).ended(2);
+    assert_eq!(run.stderr.matches(&said).count(), 1, "{}", run.stderr);
 }
 
 #[test]

@@ -163,7 +163,21 @@ fn losses_are_warned_of() {
     let index = format!(r#"{{"metadata": {{}}, "weight_map": {{"a": "{one}", "b": "{two}"}}}}"#);
     fs::write(at(INDEX), index).unwrap();
     let path = folder.path().to_str().unwrap();
-    let run = safeshard(["reshard", path, path, "--single", "--quiet"]).ended(0);
+    let before = names(folder.path());
+    let run = safeshard(["reshard", path, path, "--single", "--quiet"]).ended(2);
+    let says = |text: &str| assert!(run.stderr.contains(text), "{}", run.stderr);
+    says("error[would-be-lost]");
+    says(": gone that its index does not list; move them first, or pass --accept-loss");
+    assert_eq!(names(folder.path()), before);
+    let words = [
+        "reshard",
+        path,
+        path,
+        "--single",
+        "--quiet",
+        "--accept-loss",
+    ];
+    let run = safeshard(words).ended(0);
     assert_eq!(
         run.stderr,
         format!(

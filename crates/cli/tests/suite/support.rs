@@ -89,6 +89,14 @@ pub(crate) fn shell(folder: &Path, line: &str) -> Run {
     output.unwrap().into()
 }
 
+/// Runs a line on a terminal; what it shows, line ends as terminals have them.
+#[track_caller]
+pub(crate) fn on_terminal(folder: &Path, line: &str) -> String {
+    assert!(!line.contains('\''), "the line is quoted");
+    let line = format!("script -qec '{line}' /dev/null < /dev/null");
+    shell(folder, &line).stdout
+}
+
 /// A tensor to be written.
 pub(crate) type Tensor<'t> = (&'t str, Dtype, Vec<usize>, Vec<u8>);
 

@@ -1,6 +1,7 @@
 //! `verify` finds what is wrong, says it under the code that it has everywhere, and no more.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use rstest::rstest;
 use safetensors::Dtype;
@@ -122,6 +123,60 @@ fn what_is_no_checkpoint_is_a_finding(#[case] name: &str, #[case] contents: &str
         let run = safeshard(["verify", "--json", path.to_str().unwrap()]).ended(1);
         assert_eq!(run.json()["findings"].as_array().unwrap().len(), 1);
         assert_eq!(run.stderr, "");
+    }
+}
+
+#[rstest]
+#[case::shard("model-00002-of-00003.safetensors", &["not-a-regular-file"])]
+#[case::index("model.safetensors.index.json", &["not-a-regular-file"])]
+fn a_link_that_leads_to_itself_is_a_finding(#[case] name: &str, #[case] expected: &[&str]) {
+    let folder = tempdir().unwrap();
+    let bert = bert_in(folder.path());
+    fs::remove_file(bert.join(name)).unwrap();
+    symlink(name, bert.join(name)).unwrap();
+    let found = safeshard(["verify", "--json", bert.to_str().unwrap()]).ended(1);
+    let found = found.json();
+    assert_eq!(found["findings"][0]["file"], name);
+    let codes = codes(&found).into_iter().map(|(code, _)| code);
+    assert_eq!(codes.collect::<Vec<_>>(), expected);
+    // It is all that was to be read.
+    let link = bert.join(name);
+    let run = safeshard(["verify", link.to_str().unwrap()]).ended(2);
+    assert!(
+        run.stderr.contains("a link that leads to itself"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn whatever_a_manifest_names_is_a_finding_at_most() {
+    let folder = tempdir().unwrap();
+    let bert = bert_in(folder.path());
+    symlink("loop", bert.join("loop")).unwrap();
+    fs::create_dir(bert.join("folder")).unwrap();
+    shell(
+        &bert,
+        "mkfifo fifo && sha256sum *.safetensors *.index.json > ../SUMS",
+    )
+    .ended(0);
+    let manifest = folder.path().join("SUMS");
+    let right = fs::read_to_string(&manifest).unwrap();
+    for (name, code) in [
+        ("nul\0.safetensors", "manifest-name"),
+        ("\0", "manifest-name"),
+        ("loop", "not-a-regular-file"),
+        ("loop/below", "not-a-regular-file"),
+        ("folder", "not-a-regular-file"),
+        ("fifo", "not-a-regular-file"),
+        ("config.json/below", "digest-missing"),
+        (&"long".repeat(100), "digest-missing"),
+        (&"x/".repeat(3000), "digest-missing"),
+    ] {
+        fs::write(&manifest, format!("{right}{:064}  {name}\n", 0)).unwrap();
+        let args = ["verify", "--json", "--manifest", manifest.to_str().unwrap()];
+        let run = safeshard(args.into_iter().chain([bert.to_str().unwrap()]));
+        assert_eq!(codes(&run.ended(1).json()), [(code, "error")], "{name:?}");
     }
 }
 

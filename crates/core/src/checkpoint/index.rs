@@ -9,13 +9,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::dialect::Dialect;
 use super::names::sample;
+use super::owners::Owners;
 use super::shard_name::ShardName;
+use crate::error::{Code, Error, Finding, Result};
+use crate::format::header::Prefix;
 use crate::format::json::Cursor;
 use crate::format::skip::{Keys, Repeats};
 use crate::format::sniff::foreign_format;
 use crate::io::source::{FileSource, ReadAt, read_vec};
-use crate::{Code, Dialect, Error, Finding, Limits, Prefix, Result};
+use crate::limits::Limits;
 
 /// Containers that are open around a value of `metadata`.
 const OPEN_AROUND: usize = 2;
@@ -32,19 +36,10 @@ pub struct Index {
     pub(crate) aliases: BTreeMap<String, String>,
     pub(crate) shards: Vec<ShardName>,
     /// The checkpoint takes it.
-    pub(crate) weight_map: HashMap<String, Owner>,
+    pub(super) weight_map: Owners,
     pub(crate) warnings: Vec<Finding>,
     /// Whose spelling it is, as far as its last byte shows.
     pub(crate) dialect: Dialect,
-}
-
-/// Where a tensor is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Owner {
-    /// The position of its file.
-    pub(crate) file: u32,
-    /// How many tensors are named before it: some writers give them in an order of their own.
-    pub(crate) rank: u32,
 }
 
 impl Index {
@@ -93,13 +88,20 @@ impl Index {
         }
     }
 
+    /// Checks an index as [`Index::parse`] does, but keeps nothing of it: of a new one, whose tensors have
+    /// names that differ.
+    pub(crate) fn check(json: &[u8], limits: &Limits) -> Result<()> {
+        let index = Self::parse_part(json, Path::new(""), limits, Part::None)?;
+        match index.shards.is_empty() {
+            true => Err(Error::new(Code::IndexEmpty)),
+            false => Ok(()),
+        }
+    }
+
     /// Most of the time goes into names that nobody asked for, so they are passed over.
     fn parse_only(json: &[u8], path: &Path, limits: &Limits, tensors: &[String]) -> Result<Self> {
         let part = Self::parse_part(json, path, limits, Part::of(tensors))?;
-        if tensors
-            .iter()
-            .all(|name| part.weight_map.contains_key(name))
-        {
+        if tensors.iter().all(|name| part.weight_map.contains(name)) {
             return Ok(part);
         }
         // An alias, or unknown.
@@ -151,7 +153,7 @@ impl Index {
         let is_whole = matches!(parser.part, Part::All);
         let alias = |(dropped, kept): (&String, &Value)| {
             let kept = kept.as_str()?;
-            let is_alias = weight_map.contains_key(kept) && !weight_map.contains_key(dropped);
+            let is_alias = weight_map.contains(kept) && !weight_map.contains(dropped);
             (is_whole && is_alias).then(|| (dropped.clone(), kept.to_owned()))
         };
         Ok(Self {
@@ -172,14 +174,16 @@ impl Index {
     fn keep_only(&mut self, tensors: &[String]) {
         let stored = |name: &String| self.aliases.get(name).unwrap_or(name).clone();
         let kept: HashSet<String> = tensors.iter().map(stored).collect();
-        if !kept.iter().all(|name| self.weight_map.contains_key(name)) {
+        if !kept.iter().all(|name| self.weight_map.contains(name)) {
             return;
         }
-        self.weight_map.retain(|name, _| kept.contains(name));
-        let files: BTreeSet<u32> = self.weight_map.values().map(|owner| owner.file).collect();
+        let all = std::mem::take(&mut self.weight_map);
+        let wanted = || all.iter().filter(|(name, _)| kept.contains(*name));
+        let files: BTreeSet<u32> = wanted().map(|(_, file)| file).collect();
         let positions: HashMap<_, _> = files.iter().copied().zip(0..).collect();
-        for owner in self.weight_map.values_mut() {
-            owner.file = positions.get(&owner.file).copied().unwrap_or_default();
+        for (name, file) in wanted() {
+            let file = positions.get(&file).copied().unwrap_or_default();
+            let _each_once = self.weight_map.insert(name, file);
         }
         let names = files
             .iter()
@@ -209,6 +213,8 @@ enum Part<'a> {
     All,
     /// What it says of these tensors, in order.
     Of(Vec<&'a str>),
+    /// Only which shards there are.
+    None,
 }
 
 impl<'a> Part<'a> {
@@ -220,7 +226,7 @@ impl<'a> Part<'a> {
 
     fn has(&self, tensor: &str) -> bool {
         match self {
-            Self::All => true,
+            Self::All | Self::None => true,
             Self::Of(names) => names.binary_search(&tensor).is_ok(),
         }
     }
@@ -231,7 +237,7 @@ struct Parser<'a> {
     limits: &'a Limits,
     part: Part<'a>,
     metadata: Option<Metadata>,
-    weight_map: Option<HashMap<String, Owner>>,
+    weight_map: Option<Owners>,
     shards: Shards,
     extra_keys: Vec<Cow<'a, str>>,
 }
@@ -321,10 +327,10 @@ impl Parser<'_> {
         }
         self.json.expect(b'{')?;
         // Growing would hash every name again, several times.
-        let mut map = HashMap::with_capacity(match &self.part {
-            Part::All => self.json.rest().len() / USUAL_ENTRY,
-            Part::Of(names) => names.len(),
-        });
+        let mut map = match &self.part {
+            Part::All => Owners::with_room(self.json.rest().len() / USUAL_ENTRY)?,
+            Part::Of(_) | Part::None => Owners::default(),
+        };
         let mut problems = Vec::new();
         let mut first = true;
         while let Some((tensor, offset)) = self.json.next_key(&mut first)? {
@@ -351,11 +357,10 @@ impl Parser<'_> {
                 }
                 Err(error) => return Err(error.at_offset(offset)),
             };
-            let rank = u32::try_from(map.len()).unwrap_or(u32::MAX);
-            if map
-                .insert(tensor.to_string(), Owner { file, rank })
-                .is_some()
-            {
+            if matches!(self.part, Part::None) {
+                continue;
+            }
+            if map.insert(&tensor, file).is_err() {
                 return Err(Error::new(Code::IndexDuplicate)
                     .in_tensor(tensor)
                     .at_offset(offset));

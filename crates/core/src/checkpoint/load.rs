@@ -6,11 +6,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use super::capped::Capped;
 use super::report::{CastRecord, LoadReport};
 use super::{Checkpoint, Fill};
+use crate::checkpoint::open::OpenOptions;
+use crate::error::{Code, Error, Result};
+use crate::format::dtype::Dtype;
+use crate::format::header::{TensorInfo, UnknownDtype};
+use crate::format::slice::{DimRange, Slice};
 use crate::io::cast::Cast;
 use crate::io::engine::ReadOptions;
-use crate::{Code, DimRange, Dtype, Error, OpenOptions, Result, Slice, TensorInfo, UnknownDtype};
 
 /// Says of a stored name whether its tensor is wanted.
 pub type Filter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
@@ -82,9 +87,14 @@ impl LoadOptions {
         }
     }
 
+    /// Whether the filter lets a stored name pass.
+    pub(super) fn is_wanted(&self, stored: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter(stored))
+    }
+
     /// What a stored name becomes; `None` if it is not wanted.
     pub fn new_name(&self, stored: &str) -> Option<String> {
-        if self.filter.as_ref().is_some_and(|filter| !filter(stored)) {
+        if !self.is_wanted(stored) {
             return None;
         }
         let rename = self.rename.as_ref();
@@ -131,6 +141,7 @@ impl fmt::Debug for LoadOptions {
 
 /// What to do with a tensor whose dtype the framework does not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Unsupported {
     /// Fail, naming the tensor and what would load it.
     #[default]
@@ -143,6 +154,8 @@ pub enum Unsupported {
 }
 
 /// Whether a framework can hold a dtype.
+///
+/// Complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Support {
     /// As it is.
@@ -155,6 +168,7 @@ pub enum Support {
 
 /// One tensor to load.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Planned {
     /// Its name after renaming.
     pub name: String,
@@ -195,6 +209,7 @@ impl Planned {
 
 /// What a load will do.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Plan {
     /// Each tensor that will be read, in natural order of the stored names.
     pub tensors: Vec<Planned>,
@@ -202,6 +217,26 @@ pub struct Plan {
     pub aliases: Vec<(String, usize)>,
     /// What the load will report; an adapter may add to it.
     pub report: LoadReport,
+}
+
+impl Plan {
+    /// The tensors that an adapter made of [`Plan::tensors`], in that order, under their names; those with
+    /// several names under each of them, as `share` makes another handle of one.
+    pub fn named<T>(
+        &self,
+        tensors: impl IntoIterator<Item = T>,
+        share: impl Fn(&T) -> T,
+    ) -> HashMap<String, T> {
+        let mut named = HashMap::with_capacity(self.report.loaded.len());
+        let names = self.tensors.iter().map(|planned| planned.name.clone());
+        named.extend(names.zip(tensors));
+        for (alias, kept) in &self.report.aliased {
+            if let Some(shared) = named.get(kept).map(&share) {
+                named.insert(alias.clone(), shared);
+            }
+        }
+        named
+    }
 }
 
 impl Checkpoint {
@@ -217,9 +252,10 @@ impl Checkpoint {
             options,
             support: &support,
             plan: Plan::default(),
+            has_aliases: !self.aliases().is_empty(),
             positions: HashMap::new(),
             taken: HashMap::new(),
-            problems: Vec::new(),
+            problems: Capped::default(),
         };
         for tensor in self.tensors() {
             planner.add(tensor, tensor.name);
@@ -232,10 +268,8 @@ impl Checkpoint {
         for tensor in self.unsupported() {
             planner.add_unknown(tensor.name, tensor.dtype);
         }
-        match planner.problems.is_empty() {
-            true => Ok(planner.plan),
-            false => Err(Error::all(planner.problems)),
-        }
+        planner.problems.into_result()?;
+        Ok(planner.plan)
     }
 
     /// The stored name, or alias, behind each name that the options give; those of tensors of unknown
@@ -245,20 +279,18 @@ impl Checkpoint {
     /// `name-collision`: all names that two become.
     pub fn new_names(&self, options: &LoadOptions) -> Result<BTreeMap<String, String>> {
         let mut names = BTreeMap::new();
-        let mut problems = Vec::new();
+        let mut problems = Capped::default();
         let unknown = self.unsupported().map(|tensor| tensor.name);
         for stored in self.names().into_iter().chain(unknown) {
             let Some(name) = options.new_name(stored) else {
                 continue;
             };
             if let Some(other) = names.insert(name.clone(), stored.to_owned()) {
-                problems.push(collision(stored, &other, &name));
+                problems.push(|| collision(stored, &other, &name));
             }
         }
-        match problems.is_empty() {
-            true => Ok(names),
-            false => Err(Error::all(problems)),
-        }
+        problems.into_result()?;
+        Ok(names)
     }
 
     /// Decides how to load one tensor or part of it, by its name or an alias: in `dtype`, or as it is
@@ -284,16 +316,17 @@ struct Planner<'o> {
     options: &'o LoadOptions,
     support: &'o dyn Fn(Dtype) -> Support,
     plan: Plan,
-    /// Where in the plan a stored name is.
-    positions: HashMap<String, usize>,
-    /// Which stored name got a new name.
-    taken: HashMap<String, String>,
-    problems: Vec<Error>,
+    has_aliases: bool,
+    /// Where in the plan a stored name is, if there are aliases.
+    positions: HashMap<&'o str, usize>,
+    /// Which stored name got a new name, if there are any.
+    taken: HashMap<String, &'o str>,
+    problems: Capped,
 }
 
-impl Planner<'_> {
+impl<'o> Planner<'o> {
     /// Plans a tensor under `name`, its own or an alias.
-    fn add(&mut self, tensor: TensorInfo<'_>, name: &str) {
+    fn add(&mut self, tensor: TensorInfo<'o>, name: &'o str) {
         let Some(new_name) = self.new_name(name) else {
             return;
         };
@@ -306,19 +339,20 @@ impl Planner<'_> {
                 planned.name = new_name;
                 self.plan.report.loaded.push(planned.name.clone());
                 self.plan.report.cast.extend(planned.record());
-                self.positions
-                    .insert(planned.stored.clone(), self.plan.tensors.len());
+                if self.has_aliases {
+                    self.positions.insert(tensor.name, self.plan.tensors.len());
+                }
                 self.plan.tensors.push(planned);
             }
             Ok(None) => {
                 let dtype = tensor.dtype.to_string();
                 self.plan.report.skipped.push((new_name, dtype));
             }
-            Err(error) => self.problems.push(error),
+            Err(error) => self.problems.push(|| error),
         }
     }
 
-    fn add_alias(&mut self, alias: &str, kept: TensorInfo<'_>) {
+    fn add_alias(&mut self, alias: &'o str, kept: TensorInfo<'o>) {
         // The kept name may have been filtered out: then the alias is what is loaded.
         let Some(&position) = self.positions.get(kept.name) else {
             return self.add(kept, alias);
@@ -335,7 +369,7 @@ impl Planner<'_> {
         }
     }
 
-    fn add_unknown(&mut self, name: &str, dtype: &str) {
+    fn add_unknown(&mut self, name: &'o str, dtype: &str) {
         let Some(new_name) = self.new_name(name) else {
             return;
         };
@@ -343,24 +377,37 @@ impl Planner<'_> {
             self.plan.report.skipped.push((new_name, dtype.to_owned()));
             return;
         }
-        let error = Error::new(Code::UnknownDtype).in_tensor(name);
-        let error = error.found(format_args!("`{dtype}`"));
-        self.problems
-            .push(error.help("`Unsupported::Skip` leaves it out"));
+        self.problems.push(|| unknown_dtype(name, dtype));
     }
 
     /// What a name becomes, or `None` if it is not wanted or already taken.
-    fn new_name(&mut self, name: &str) -> Option<String> {
+    fn new_name(&mut self, name: &'o str) -> Option<String> {
         let new_name = self.options.new_name(name)?;
-        if let Some(other) = self.taken.insert(new_name.clone(), name.to_owned()) {
-            self.problems.push(collision(name, &other, &new_name));
+        // Stored names and aliases all differ.
+        if self.options.rename.is_some()
+            && let Some(other) = self.taken.insert(new_name.clone(), name)
+        {
+            self.problems.push(|| collision(name, other, &new_name));
             return None;
         }
         Some(new_name)
     }
 }
 
-fn collision(stored: &str, other: &str, new_name: &str) -> Error {
+pub(super) fn unknown_dtype(name: &str, dtype: &str) -> Error {
+    let error = Error::new(Code::UnknownDtype).in_tensor(name);
+    let error = error.found(format_args!("`{dtype}`"));
+    error.help("`Unsupported::Skip` leaves it out")
+}
+
+pub(super) fn unsupported_cast(tensor: &TensorInfo<'_>, dtype: Dtype) -> Error {
+    Error::new(Code::UnsupportedCast)
+        .in_tensor(tensor.name)
+        .found(format_args!("{} to {dtype}", tensor.dtype))
+        .help(format!("load it as {}", tensor.dtype))
+}
+
+pub(super) fn collision(stored: &str, other: &str, new_name: &str) -> Error {
     let error = Error::new(Code::NameCollision).in_tensor(stored);
     error.found(format_args!("`{other}` also becomes `{new_name}`"))
 }
@@ -408,10 +455,7 @@ fn plan_tensor(
     }
     let cast = Cast::new(tensor.dtype, dtype);
     if cast.is_none() && dtype != tensor.dtype {
-        return Err(Error::new(Code::UnsupportedCast)
-            .in_tensor(tensor.name)
-            .found(format_args!("{} to {dtype}", tensor.dtype))
-            .help(format!("load it as {}", tensor.dtype)));
+        return Err(unsupported_cast(&tensor, dtype));
     }
     let mut shape = tensor.shape.to_vec();
     if let Some(expansion @ 2..) = cast.map(Cast::expansion) {

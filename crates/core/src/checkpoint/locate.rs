@@ -5,15 +5,18 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::file_names::{END, Names, STEMS, index_of, is_rank_file, is_shard};
+use super::journal::Journal;
 use super::names::sample;
-use super::save::journal::Journal;
+use crate::error::{Code, Error, Result};
 use crate::io::source::open_error;
-use crate::{Code, Error, Result};
 
 /// What to do in a folder that has both an index and a single file of the same name.
 ///
 /// It does not matter in a folder that a save of this library is at work in, or died in: that knows
 /// which of the two counts.
+///
+/// Complete: neither of the two, or one of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Prefer {
     /// Refuse: one of the two is out of date, and nothing says which.
@@ -67,8 +70,8 @@ impl Place {
 /// listing it: most folders of many shards are like that.
 pub(crate) fn index_at_a_glance(folder: &Path) -> Option<PathBuf> {
     let [stem, ..] = STEMS;
-    let index = folder.join(format!("{stem}.safetensors.index.json"));
-    let single = folder.join(format!("{stem}.safetensors"));
+    let names = Names::unchecked(stem, None);
+    let (index, single) = (folder.join(names.index()), folder.join(names.single()));
     (index.is_file() && matches!(single.try_exists(), Ok(false))).then_some(index)
 }
 
@@ -96,9 +99,6 @@ pub(crate) struct Listing {
     /// When the last name was added or removed, at the latest: the same names may have come again.
     changed: (i64, i64),
 }
-
-/// The names that Hugging Face's libraries give, the one that wins first.
-pub(crate) const STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapter_model"];
 
 impl Listing {
     pub(crate) fn read(folder: &Path) -> Result<Self> {
@@ -132,9 +132,9 @@ impl Listing {
         located.map_err(|error| error.at_path(&self.folder))
     }
 
-    /// The folder.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
+    /// Whether the folder holds what it held.
+    pub(crate) fn still_holds(&self) -> bool {
+        Self::read(&self.folder).is_ok_and(|now| now == *self)
     }
 
     /// The names, sorted.
@@ -156,28 +156,10 @@ impl Listing {
 
     /// The checkpoint of a stem such as `model`, if there is one.
     fn of_stem(&self, stem: &str, variant: Option<&str>) -> Result<Option<Located>> {
-        let (single, indexes, prefix) = match variant {
-            None => (
-                format!("{stem}.safetensors"),
-                vec![format!("{stem}.safetensors.index.json")],
-                format!("{stem}-"),
-            ),
-            // transformers and new diffusers; old diffusers; the plain reading.
-            Some(variant) => (
-                format!("{stem}.{variant}.safetensors"),
-                vec![
-                    format!("{stem}.safetensors.index.{variant}.json"),
-                    format!("{stem}.safetensors.{variant}.index.json"),
-                    format!("{stem}.{variant}.safetensors.index.json"),
-                ],
-                format!("{stem}.{variant}-"),
-            ),
-        };
-        let indexes = indexes
-            .iter()
-            .filter(|name| self.has(name))
-            .cloned()
-            .collect();
+        let names = Names::unchecked(stem, variant);
+        let (single, prefix) = (names.single(), names.shard_prefix());
+        let indexes = names.indexes().into_iter().filter(|name| self.has(name));
+        let indexes = indexes.collect();
         let single = self.has(&single).then_some(single);
         // An index of another name may name them.
         let orphans = !self.names.iter().any(|name| index_of(name).is_some());
@@ -315,41 +297,12 @@ impl Listing {
     pub(crate) fn safetensors(&self) -> impl Iterator<Item = &str> {
         let names = self.names.iter().map(String::as_str);
         // A hidden name is a download or a save that is not finished.
-        names.filter(|name| name.ends_with(".safetensors") && !name.starts_with('.'))
+        names.filter(|name| name.ends_with(END) && !name.starts_with('.'))
     }
 
     fn shards(&self) -> impl Iterator<Item = &str> {
         self.safetensors().filter(|name| is_shard(name))
     }
-}
-
-/// The single file of the same checkpoint, if a name is that of an index: `model.fp16.safetensors`
-/// for `model.safetensors.index.fp16.json` and for the two other spellings of the variant.
-pub(crate) fn index_of(name: &str) -> Option<String> {
-    let (stem, rest) = name.strip_suffix(".json")?.split_once(".safetensors.")?;
-    if rest == "index" {
-        return Some(format!("{stem}.safetensors"));
-    }
-    let new = rest.strip_prefix("index.");
-    let variant = new.or_else(|| rest.strip_suffix(".index"))?;
-    Some(format!("{stem}.{variant}.safetensors"))
-}
-
-/// Whether a name is one that torch's distributed checkpoints give: `shard-00001-model-…`.
-fn is_rank_file(name: &str) -> bool {
-    let rank = name.strip_prefix("shard-");
-    let rank = rank.and_then(|rest| rest.split('-').next());
-    rank.is_some_and(|rank| rank.len() == 5 && rank.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-/// Whether a name looks like that of a shard: `…-00001-of-00003….safetensors`. Only ever used to
-/// tell what is missing, never to find a tensor.
-pub(crate) fn is_shard(name: &str) -> bool {
-    let Some((before, after)) = name.rsplit_once("-of-") else {
-        return false;
-    };
-    let ends_in_digit = before.ends_with(|last: char| last.is_ascii_digit());
-    ends_in_digit && after.starts_with(|first: char| first.is_ascii_digit())
 }
 
 #[cfg(test)]

@@ -1,38 +1,54 @@
 //! Many files seen as one set of tensors.
 
+mod capped;
 mod check;
+mod commit;
+mod dialect;
 mod diff;
 #[cfg(feature = "digest")]
 mod digest;
+mod edit;
+mod file_names;
+mod from_tensors;
 mod index;
+mod journal;
 mod load;
 mod locate;
 mod names;
 mod open;
+mod owners;
 mod read;
+mod reopen;
 mod report;
 mod reshard;
 mod save;
-mod settle;
+mod scattered;
 mod shard_file;
 mod shard_name;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use index::Owner;
+use owners::Owners;
 
-use crate::io::source::ReadAt;
-use crate::{Code, Error, Finding, Result, TensorInfo, UnsupportedTensor};
+use crate::error::{Code, Error, Finding, Result};
+use crate::format::header::{TensorInfo, UnsupportedTensor};
+use crate::io::extent::Extent;
+use crate::io::source::{MemorySource, ReadAt};
 
 pub use check::{Verification, VerifyLevel, VerifyOptions, verify};
+pub use commit::locked_folder::NotRecovered;
+pub use commit::losses::Losses;
+pub use dialect::Dialect;
 pub use diff::{Change, Changed, DiffOptions, Difference, DtypeChange, Tolerance, diff};
 #[cfg(feature = "digest")]
 pub use digest::{
     Algorithm, Digest, DigestOf, DigestOptions, Manifest, ManifestEntry, verify_digests,
 };
+pub use edit::metadata::{MetadataChange, MetadataWrite, change_metadata};
+pub use edit::write_index::{IndexOutcome, IndexReport, write_index};
 pub use index::Index;
 pub use load::{
     DtypeRule, Filter, LoadOptions, PartRule, Plan, Planned, Rename, Support, Unsupported,
@@ -47,9 +63,7 @@ pub use reshard::{
     reshard,
 };
 pub use save::{
-    Dialect, Durability, IndexOutcome, IndexReport, MetadataChange, MetadataWrite, SaveOptions,
-    SaveReport, SaveTensor, SavedFile, ShardSize, Sharding, Ties, change_metadata, save,
-    write_index, write_to,
+    SaveOptions, SaveReport, SaveTensor, SavedFile, ShardSize, Sharding, Ties, save, write_to,
 };
 pub use shard_file::ShardFile;
 
@@ -86,7 +100,9 @@ pub struct Checkpoint {
     kind: CheckpointKind,
     files: Vec<ShardFile>,
     /// Which file serves a tensor; `None` where there is only one file.
-    owners: Option<HashMap<String, Owner>>,
+    owners: Option<Owners>,
+    /// Whether its files hold no tensor but those that it serves: then nobody is asked.
+    serves_all: bool,
     index: Option<Index>,
     aliases: BTreeMap<String, String>,
     warnings: Vec<Finding>,
@@ -95,6 +111,8 @@ pub struct Checkpoint {
 }
 
 /// What a checkpoint was opened from.
+///
+/// Complete: one file or several, with an index or without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CheckpointKind {
     /// One file.
@@ -107,6 +125,7 @@ pub enum CheckpointKind {
 
 /// Sums over the stored tensors of a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Totals {
     /// How many tensors there are, each alias counted with the one it stands for.
     pub tensors: u64,
@@ -161,25 +180,32 @@ impl Checkpoint {
         open::open_sources(sources, options)
     }
 
-    /// Opens the bytes of one file. They are not copied again.
+    /// Opens the bytes of one file, whoever owns them: a `Vec<u8>`, an `Arc<[u8]>`, a mapping. They are
+    /// not copied.
     ///
     /// # Errors
     /// As [`Header::parse`](crate::Header::parse).
-    pub fn from_bytes(bytes: impl Into<Arc<[u8]>>) -> Result<Self> {
-        open::open_bytes(bytes.into(), &OpenOptions::default())
+    pub fn from_bytes(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
+        open::open_bytes(MemorySource::new(bytes), &OpenOptions::default())
     }
 
     fn new(
         kind: CheckpointKind,
         files: Vec<ShardFile>,
-        owners: Option<HashMap<String, Owner>>,
+        owners: Option<Owners>,
         index: Option<Index>,
     ) -> Self {
+        // Each name that an owner is known of is in that file.
+        let stored = files.iter().map(|file| file.header.len());
+        let serves_all = owners
+            .as_ref()
+            .is_none_or(|owners| owners.len() == stored.sum::<usize>());
         let mut checkpoint = Self {
             path: None,
             kind,
             files,
             owners,
+            serves_all,
             index,
             aliases: BTreeMap::new(),
             warnings: Vec::new(),
@@ -235,7 +261,7 @@ impl Checkpoint {
         let files = self.files.iter().enumerate();
         files.flat_map(move |(file, shard)| {
             let tensors = shard.header.unsupported();
-            tensors.filter(move |tensor| self.owner(tensor.name) == Some(file))
+            tensors.filter(move |tensor| self.serves(file, tensor.name))
         })
     }
 
@@ -246,7 +272,8 @@ impl Checkpoint {
             .chain(self.aliases.keys().map(String::as_str))
             .collect();
         if !self.aliases.is_empty() {
-            names.sort_unstable_by(|a, b| natural_order(a, b));
+            // The stored ones are in order, and are only merged with the others.
+            names.sort_by(|a, b| natural_order(a, b));
         }
         names
     }
@@ -279,6 +306,29 @@ impl Checkpoint {
         self.files.get(file as usize)
     }
 
+    /// Where the bytes of a tensor lie: in a file behind its header, or wherever else. Reads nothing.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::info`].
+    ///
+    /// ```
+    /// use safeshard_core::{Checkpoint, Dtype, SaveTensor, write_to};
+    ///
+    /// let mut file = Vec::new();
+    /// write_to(vec![SaveTensor::new("w", Dtype::U8, [2], vec![7, 8])], &mut file, &Default::default())?;
+    /// let end = file.len() as u64;
+    /// let checkpoint = Checkpoint::from_bytes(file)?;
+    /// let extent = checkpoint.extent("w")?;
+    /// assert_eq!(extent.range(), end - 2..end);
+    /// assert_eq!(extent.bytes(), Some(&[7, 8][..]));
+    /// # Ok::<(), safeshard_core::Error>(())
+    /// ```
+    pub fn extent(&self, name: &str) -> Result<Extent<'_>> {
+        let info = self.info(name)?;
+        let file = self.file_of(name).ok_or_else(|| self.missing(name))?;
+        Ok(file.extent(&info))
+    }
+
     /// A value of `__metadata__`, such as `format`: of the first file that has the key.
     pub fn metadata_value(&self, key: &str) -> Option<&str> {
         self.files
@@ -288,7 +338,8 @@ impl Checkpoint {
 
     /// Sums over its tensors.
     pub fn totals(&self) -> Totals {
-        self.tensors()
+        self.places()
+            .filter_map(|(file, position)| self.at(file, position))
             .fold(Totals::default(), |sum, tensor| Totals {
                 tensors: sum.tensors + 1,
                 parameters: sum.parameters.saturating_add(tensor.elements()),
@@ -302,6 +353,11 @@ impl Checkpoint {
             Some(owners) => owners.get(name).map(|owner| owner.file as usize),
             None => Some(0),
         }
+    }
+
+    /// Whether a tensor that this file holds is the one that is served.
+    fn serves(&self, file: usize, name: &str) -> bool {
+        self.serves_all || self.owner(name) == Some(file)
     }
 
     /// A stored tensor's place in the order of the index.
@@ -324,21 +380,35 @@ impl Checkpoint {
         file.header.tensor_at(position as usize)
     }
 
-    fn order(&self) -> &[(u32, u32)] {
-        self.order.get_or_init(|| {
-            let mut tensors = Vec::new();
-            for (file, shard) in self.files.iter().enumerate() {
-                for tensor in shard.header.tensors() {
-                    if self.owner(tensor.name) == Some(file)
-                        && let Some(position) = shard.header.position(tensor.name)
-                    {
-                        tensors.push((tensor.name, (file as u32, position as u32)));
-                    }
-                }
-            }
-            tensors.sort_unstable_by(|(a, _), (b, _)| natural_order(a, b));
-            tensors.into_iter().map(|(_, place)| place).collect()
+    /// Files and positions of all stored tensors, in the order of the files.
+    fn places(&self) -> impl Iterator<Item = (u32, u32)> {
+        let files = self.files.iter().enumerate();
+        files.flat_map(move |(file, shard)| {
+            let positions = 0..shard.header.len();
+            let served = positions.filter(move |&at| {
+                let tensor = shard.header.tensor_at(at);
+                tensor.is_some_and(|tensor| self.serves(file, tensor.name))
+            });
+            served.map(move |at| (file as u32, at as u32))
         })
+    }
+
+    fn order(&self) -> &[(u32, u32)] {
+        self.order.get_or_init(|| self.in_natural_order())
+    }
+
+    /// Files and positions of all stored tensors, in natural order of their names, for those who need them
+    /// once.
+    fn in_natural_order(&self) -> Vec<(u32, u32)> {
+        let name = |(file, at)| Some((self.at(file, at)?.name, (file, at)));
+        let count = self.files.iter().map(|file| file.header.len()).sum();
+        let mut tensors = Vec::with_capacity(count);
+        tensors.extend(self.places().filter_map(name));
+        tensors.sort_unstable_by(|(a, _), (b, _)| natural_order(a, b));
+        // Not in their place, which is three times as large.
+        let mut order = Vec::with_capacity(tensors.len());
+        order.extend(tensors.iter().map(|&(_, place)| place));
+        order
     }
 
     /// Metadata that says `dropped: kept`, where `kept` is a tensor and `dropped` is none.
@@ -392,9 +462,12 @@ impl Checkpoint {
     }
 
     fn unknown_dtype(&self, name: &str) -> Error {
-        let kept = self.aliases.get(name).map_or(name, String::as_str);
         let error = Error::new(Code::UnknownDtype).in_tensor(name);
-        match self.unsupported().find(|tensor| tensor.name == kept) {
+        let found = self.find(name).and_then(|(file, position)| {
+            let file = self.files.get(file as usize)?;
+            file.header.unsupported_at(position as usize)
+        });
+        match found {
             Some(tensor) => error.found(format_args!("`{}`", tensor.dtype)),
             None => error,
         }

@@ -12,7 +12,7 @@ use std::cmp::Ordering;
 /// ```
 pub fn natural_order(a: &str, b: &str) -> Ordering {
     // Names share long beginnings. The first difference decides, or the number it is in.
-    let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    let same = common(a.as_bytes(), b.as_bytes());
     let before = a.as_bytes().get(..same).unwrap_or_default();
     let digits = before.iter().rev().take_while(|byte| byte.is_ascii_digit());
     let start = same - digits.count();
@@ -40,6 +40,14 @@ pub fn natural_order(a: &str, b: &str) -> Ordering {
     }
     // What is left decides; where nothing is, leading zeros do.
     left.len().cmp(&right.len()).then_with(|| a.cmp(b))
+}
+
+/// How many bytes are the same at the beginning.
+fn common(a: &[u8], b: &[u8]) -> usize {
+    let words = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0);
+    let same = 8 * words.take_while(|(x, y)| x == y).count();
+    let (a, b) = (a.iter().skip(same), b.iter().skip(same));
+    same + a.zip(b).take_while(|(x, y)| x == y).count()
 }
 
 /// The digits at the start, without leading zeros, and what follows them.

@@ -1,23 +1,26 @@
 //! Opening a checkpoint: every header read, everything checked before anything is handed out.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::index::{Index, Owner};
+use super::capped::Capped;
+use super::file_names::index_of;
+use super::index::Index;
 use super::locate::{Listing, Located, Place, Prefer, index_at_a_glance};
 use super::names::{natural_order, sample};
-use super::settle::{Seen, settled};
+use super::owners::Owners;
+use super::reopen::{Seen, settled};
+use super::scattered::MEMORY;
 use super::{Checkpoint, CheckpointKind, ShardFile};
+use crate::error::{Code, Error, Finding, Result};
+use crate::format::header::{Header, HeaderOptions, Prefix, Profile, UnknownDtype};
+use crate::io::access::Access;
 use crate::io::mmap::MappedSource;
 use crate::io::pool::FilePool;
 use crate::io::source::{FileSource, MemorySource, ReadAt, read_vec};
-use crate::{
-    Code, Error, Finding, Header, HeaderOptions, Limits, Prefix, Profile, Result, UnknownDtype,
-};
-
-/// Read along with the length of a header, so that most headers take one call.
-const FIRST_READ: u64 = 16 << 10;
+use crate::io::workers::{Workers, threads};
+use crate::limits::Limits;
 
 /// How to open a checkpoint.
 #[derive(Clone, Debug, Default)]
@@ -118,8 +121,10 @@ fn open_once(path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Chec
 pub(super) fn open_files(paths: &[PathBuf], options: &OpenOptions) -> Result<Checkpoint> {
     let opener = Opener::new(options);
     limit_shards(paths.len(), options)?;
-    let files = paths.iter();
-    of_files(files.map(|path| opener.open(path.to_string_lossy().into_owned(), path)))
+    let files = side_by_side(paths, Access::LOCAL, |path| {
+        opener.open(path.to_string_lossy().into_owned(), path)
+    })?;
+    of_files(files)
 }
 
 /// Opens sources of any kind as one checkpoint.
@@ -128,28 +133,20 @@ pub(super) fn open_sources(
     options: &OpenOptions,
 ) -> Result<Checkpoint> {
     limit_shards(sources.len(), options)?;
-    let files = sources.into_iter().map(|(name, source)| {
+    let access = sources.first().map(|(_, source)| source.access());
+    let files = side_by_side(sources, access.unwrap_or_default(), |(name, source)| {
         let header = read_header(&*source, &options.header());
-        Ok(ShardFile {
-            header: header.map_err(|error| error.at_path(&name))?,
-            path: None,
-            name,
-            source,
-        })
-    });
+        let header = header.map_err(|error| error.at_path(&name))?;
+        Ok(ShardFile::new(name, None, source, header))
+    })?;
     of_files(files)
 }
 
 /// A file in memory.
-pub(super) fn open_bytes(bytes: Arc<[u8]>, options: &OpenOptions) -> Result<Checkpoint> {
-    let source = Arc::new(MemorySource::new(bytes));
+pub(super) fn open_bytes(bytes: MemorySource, options: &OpenOptions) -> Result<Checkpoint> {
+    let source = Arc::new(bytes);
     let header = read_header(&*source, &options.header())?;
-    let file = ShardFile {
-        name: "memory".into(),
-        path: None,
-        source,
-        header,
-    };
+    let file = ShardFile::new(MEMORY.into(), None, source, header);
     Ok(Checkpoint::new(
         CheckpointKind::File,
         vec![file],
@@ -184,39 +181,41 @@ impl<'o> Opener<'o> {
         ))
     }
 
-    /// A folder with an index and a single file of its name: fine if the index names the file.
+    /// A folder with an index and a single file of its name: fine if the index names the file, or if only
+    /// one of the two can be opened at all.
     fn both(&self, index_path: &Path, single: &Path, seen: &mut Seen) -> Result<Checkpoint> {
         if self.options.prefer == Prefer::Single {
             return self.file(single);
         }
         let file = FileSource::open(index_path)?;
-        let index = self.read_index(&file)?;
+        let index = self.read_index(&file);
         let folder = index_path.parent().unwrap_or(Path::new(""));
-        let listed = index
-            .shards
-            .iter()
-            .any(|shard| shard.below(folder) == single);
-        if !listed && self.options.prefer == Prefer::Neither {
-            let name = |path: &Path| {
-                path.file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned()
-            };
-            return Err(Error::new(Code::AmbiguousCheckpoint)
-                .at_path(folder)
-                .found(format_args!(
-                    "`{}`, and `{}` that it does not name",
-                    name(index_path),
-                    name(single)
-                ))
-                .help(
-                    "one of them is out of date: pass the path of the one you mean, or choose with \
-                     `Prefer::Index` or `Prefer::Single`",
-                ));
+        let is_listed = |index: &Index| {
+            let mut shards = index.shards.iter();
+            shards.any(|shard| shard.below(folder) == single)
+        };
+        let is_meant = match &index {
+            Ok(index) => self.options.prefer == Prefer::Index || is_listed(index),
+            Err(_) => self.options.prefer == Prefer::Index,
+        };
+        if is_meant {
+            seen.index = Some(file);
+            return self.shards(index?);
         }
+        let index = index.and_then(|index| self.shards(index));
+        let (mut taken, other) = match (index, self.file(single)) {
+            (Ok(_), Ok(_)) => return Err(ambiguous(folder, index_path)),
+            (Ok(taken), Err(other)) | (Err(other), Ok(taken)) => (taken, other),
+            (Err(error), Err(_)) => return Err(error),
+        };
+        // Unless a save is just replacing the one by the other.
+        let holds_still = seen.listing.as_ref().is_none_or(Listing::still_holds);
+        if !says_what_is_there(&other) || !holds_still {
+            return Err(other);
+        }
+        taken.warnings.push(Finding::warning(other));
         seen.index = Some(file);
-        self.shards(index)
+        Ok(taken)
     }
 
     fn index(&self, path: &Path, seen: &mut Seen) -> Result<Checkpoint> {
@@ -235,16 +234,17 @@ impl<'o> Opener<'o> {
     fn shards(&self, mut index: Index) -> Result<Checkpoint> {
         let folder = index.path().parent().unwrap_or(Path::new("")).to_path_buf();
         let mut tensors_of = vec![Vec::new(); index.shards.len()];
-        for (tensor, owner) in &index.weight_map {
-            if let Some(tensors) = tensors_of.get_mut(owner.file as usize) {
-                tensors.push(tensor.as_str());
+        for (tensor, file) in index.weight_map.iter() {
+            if let Some(tensors) = tensors_of.get_mut(file as usize) {
+                tensors.push(tensor);
             }
         }
+        let opened = side_by_side(&index.shards, Access::LOCAL, |shard| {
+            self.open(shard.to_string(), &shard.below(&folder))
+        })?;
         let mut problems = Vec::new();
         let mut files = Vec::new();
-        for (shard, tensors) in index.shards.iter().zip(&mut tensors_of) {
-            tensors.sort_unstable_by(|a, b| natural_order(a, b));
-            let file = self.open(shard.to_string(), &shard.below(&folder));
+        for (file, tensors) in opened.into_iter().zip(&mut tensors_of) {
             let file = file.map_err(|error| problems.push(lost(error, tensors)));
             files.push(file.ok());
         }
@@ -252,6 +252,7 @@ impl<'o> Opener<'o> {
         if !problems.is_empty() {
             return Err(Error::all(problems).at_path(index.path()));
         }
+        drop(tensors_of);
         let files = files.into_iter().flatten().collect();
         let warnings = std::mem::take(&mut index.warnings);
         let owners = std::mem::take(&mut index.weight_map);
@@ -274,19 +275,58 @@ impl<'o> Opener<'o> {
             IoKind::Mmap => Arc::new(unsafe { MappedSource::open(path) }?),
         };
         let header = read_header(&*source, &self.header_options);
-        Ok(ShardFile {
-            name,
-            header: header.map_err(|error| error.at_path(path))?,
-            path: Some(path.to_path_buf()),
-            source,
-        })
+        let header = header.map_err(|error| error.at_path(path))?;
+        Ok(ShardFile::new(name, Some(path.into()), source, header))
     }
+}
+
+/// Opens files or sources, as many at once as they want to be read by; results come in order.
+///
+/// # Errors
+/// `limit-memory`.
+fn side_by_side<I: Send>(
+    items: impl IntoIterator<Item = I, IntoIter: ExactSizeIterator + Send>,
+    access: Access,
+    open: impl Fn(I) -> Result<ShardFile> + Sync,
+) -> Result<Vec<Result<ShardFile>>> {
+    /// So many local files are opened before another thread has started.
+    const WORTH_A_THREAD: usize = 64;
+    let items = items.into_iter();
+    let threads = match (access.streams, items.len() / WORTH_A_THREAD) {
+        (Some(streams), _) => streams.get(),
+        (None, worth @ 2..) => threads(None).min(worth),
+        (None, _) => 1,
+    };
+    let workers = Workers::new(threads, None, None, 0);
+    workers.each(items, || (), |item, ()| Ok(open(item)))
+}
+
+/// The error of a folder that holds two checkpoints of one name.
+fn ambiguous(folder: &Path, index: &Path) -> Error {
+    let index = index.file_name().unwrap_or_default().to_string_lossy();
+    let single = index_of(&index).unwrap_or_default();
+    Error::new(Code::AmbiguousCheckpoint)
+        .at_path(folder)
+        .found(format_args!(
+            "`{index}`, and `{single}` that it does not name"
+        ))
+        .help(
+            "one of them is out of date: pass the path of the one you mean, or choose with \
+             `Prefer::Index` or `Prefer::Single`",
+        )
+}
+
+/// Whether an error is about what is in files, and not about how they were read.
+fn says_what_is_there(error: &Error) -> bool {
+    let is_failure = matches!(error.code(), Code::Io | Code::FileChanged);
+    !is_failure && error.problems().iter().all(says_what_is_there)
 }
 
 /// Reads and parses a header: one or two reads, and as much memory for the time of it.
 pub(super) fn read_header(source: &dyn ReadAt, options: &HeaderOptions) -> Result<Header> {
     let len = source.len();
-    let start = read_vec(source, 0, len.min(FIRST_READ))?;
+    let first_read = source.access().bounded().first_read;
+    let start = read_vec(source, 0, len.min(first_read.max(Prefix::WANTED as u64)))?;
     let sniffed = start.get(..Prefix::WANTED).unwrap_or(&start);
     let prefix = Prefix::parse(sniffed, Some(len), options)?;
     if prefix.header_range().end <= start.len() as u64 {
@@ -298,7 +338,7 @@ pub(super) fn read_header(source: &dyn ReadAt, options: &HeaderOptions) -> Resul
 }
 
 /// A list of files: every name in one of them only.
-fn of_files(list: impl Iterator<Item = Result<ShardFile>>) -> Result<Checkpoint> {
+fn of_files(list: Vec<Result<ShardFile>>) -> Result<Checkpoint> {
     let mut problems = Capped::default();
     let mut files = Vec::new();
     for file in list {
@@ -310,18 +350,14 @@ fn of_files(list: impl Iterator<Item = Result<ShardFile>>) -> Result<Checkpoint>
     if files.is_empty() && problems.is_empty() {
         return Err(Error::new(Code::NoCheckpoint).expected("at least one file"));
     }
-    let mut owners: HashMap<String, Owner> = HashMap::new();
+    let mut owners = Owners::default();
     for (position, file) in files.iter().enumerate() {
         for tensor in file.names() {
-            let owner = Owner {
-                file: position as u32,
-                rank: u32::try_from(owners.len()).unwrap_or(u32::MAX),
-            };
-            let Some(other) = owners.insert(tensor.to_owned(), owner) else {
+            let Err(other) = owners.insert(tensor, position as u32) else {
                 continue;
             };
             problems.push(|| {
-                let other = files.get(other.file as usize).map_or("", |file| &file.name);
+                let other = files.get(other as usize).map_or("", |file| &file.name);
                 let found = format!("`{other}` and `{}`", file.name);
                 let error = Error::new(Code::DuplicateAcrossFiles).in_tensor(tensor);
                 error.found(found)
@@ -341,7 +377,8 @@ fn of_files(list: impl Iterator<Item = Result<ShardFile>>) -> Result<Checkpoint>
 }
 
 /// What is wrong with a shard, and which tensors are lost with it.
-fn lost(error: Error, tensors: &[&str]) -> Error {
+fn lost(error: Error, tensors: &mut [&str]) -> Error {
+    tensors.sort_unstable_by(|a, b| natural_order(a, b));
     let error = match error.code() {
         Code::NotFound => error.recode(Code::ShardMissing),
         _ => error,
@@ -370,7 +407,10 @@ fn check_map(files: &[Option<ShardFile>], tensors_of: &[Vec<&str>]) -> Vec<Error
             continue;
         };
         let has = |file: &ShardFile, tensor: &str| file.header.position(tensor).is_some();
-        for tensor in tensors.iter().filter(|tensor| !has(file, tensor)) {
+        let missing = tensors.iter().filter(|tensor| !has(file, tensor));
+        let mut missing: Vec<_> = missing.collect();
+        missing.sort_unstable_by(|a, b| natural_order(a, b));
+        for tensor in missing {
             problems.push(|| {
                 let error = Error::new(Code::TensorNotInShard)
                     .at_path(file.place())
@@ -388,39 +428,6 @@ fn check_map(files: &[Option<ShardFile>], tensors_of: &[Vec<&str>]) -> Vec<Error
     problems.into_vec()
 }
 
-/// Errors up to a number: a file of a megabyte can be wrong in a million places.
-#[derive(Default)]
-struct Capped {
-    errors: Vec<Error>,
-    more: usize,
-}
-
-impl Capped {
-    const MOST: usize = 1000;
-
-    fn push(&mut self, error: impl FnOnce() -> Error) {
-        match self.errors.len() {
-            Self::MOST.. => self.more += 1,
-            _ => self.errors.push(error()),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.errors.is_empty()
-    }
-
-    /// The errors; the last one says how many were left out.
-    fn into_vec(mut self) -> Vec<Error> {
-        if self.more > 0 {
-            let last = self.errors.last().map(Error::code);
-            let more = Error::new(last.unwrap_or(Code::SeveralProblems));
-            let more = more.found(format_args!("{} more like the one before", self.more));
-            self.errors.push(more);
-        }
-        self.errors
-    }
-}
-
 fn limit_shards(found: usize, options: &OpenOptions) -> Result<()> {
     let limit = options.limits.shards.min(u64::from(u32::MAX));
     if found as u64 <= limit {
@@ -432,6 +439,9 @@ fn limit_shards(found: usize, options: &OpenOptions) -> Result<()> {
 
 /// Tensors of a shard that the index does not place there are not served, but said.
 fn warn_of_unlisted_tensors(checkpoint: &mut Checkpoint) {
+    if checkpoint.serves_all {
+        return;
+    }
     let mut warnings = Capped::default();
     for (position, file) in checkpoint.files.iter().enumerate() {
         for tensor in file.names() {

@@ -1,10 +1,12 @@
 //! Reading parts of tensors, into new memory or into what is there.
 
-use super::Checkpoint;
-use crate::io::buffer::{Destination, Overwrite, UninitVec};
+use super::{Checkpoint, Planned};
+use crate::error::{Code, Error, Result};
+use crate::format::header::TensorInfo;
+use crate::format::slice::{DimRange, Slice};
+use crate::io::buffer::{Destination, Overwrite, TypedBuffer, TypedVec, UninitVec};
 use crate::io::cast::Cast;
-use crate::io::engine::{self, Job};
-use crate::{Code, DimRange, Error, ReadOptions, Result, Slice, TensorInfo};
+use crate::io::engine::{self, Job, ReadOptions};
 
 /// One part of one tensor, and where it goes; see [`Checkpoint::fill`].
 #[derive(Debug)]
@@ -47,6 +49,21 @@ impl Checkpoint {
         Ok(filled.pop().unwrap_or_default())
     }
 
+    /// Reads what was planned, in one go, each tensor into a vector of its elements: what most frameworks make
+    /// their tensors of without a copy. Results come in the order of the plan.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::fill`]; `limit-memory`, with the tensor.
+    pub fn read_planned(&self, plan: &[Planned], options: &ReadOptions) -> Result<Vec<TypedVec>> {
+        let parts = plan.iter().map(|planned| {
+            let buffer = TypedBuffer::new(planned.dtype, planned.byte_len)
+                .map_err(|error| error.in_tensor(&planned.name))?;
+            Ok(planned.fill(buffer))
+        });
+        let parts = parts.collect::<Result<_>>()?;
+        self.fill(parts, options)
+    }
+
     /// Reads many parts into many destinations, in file order, on a few threads; the results come
     /// in the order asked. Each byte is copied once, from the file to its destination; a conversion
     /// goes through a buffer of 96 KiB a thread.
@@ -75,11 +92,9 @@ impl Checkpoint {
             };
             *used = true;
             jobs.push(Job {
-                source: &*file.source,
+                extent: file.extent(&info),
                 file: position as usize,
-                path: file.place(),
                 tensor: info.name,
-                start: file.header.data_start() + info.start,
                 slice,
                 cast: part.cast,
                 destination: part.destination,

@@ -3,10 +3,12 @@
 use std::fmt;
 
 use super::names::sample;
-use crate::Dtype;
+use crate::format::dtype::Dtype;
+use crate::printable::Printable;
 
 /// What a load did and what it found amiss. `Display` prints a short summary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LoadReport {
     /// Tensors that were loaded, under their new names, aliases included.
     pub loaded: Vec<String>,
@@ -26,6 +28,7 @@ pub struct LoadReport {
 
 /// A tensor of another shape than was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Mismatch {
     /// The tensor's name.
     pub name: String,
@@ -35,8 +38,20 @@ pub struct Mismatch {
     pub found: Vec<u64>,
 }
 
+impl Mismatch {
+    /// A tensor that was asked for in the first of these shapes and has the second one.
+    pub fn new(name: impl Into<String>, expected: Vec<u64>, found: Vec<u64>) -> Self {
+        Self {
+            name: name.into(),
+            expected,
+            found,
+        }
+    }
+}
+
 /// A tensor that was converted.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CastRecord {
     /// The tensor's name.
     pub name: String,
@@ -59,24 +74,13 @@ impl LoadReport {
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} tensors loaded", self.loaded.len())?;
-        let names = |names: &[String]| sample(names.iter().map(String::as_str));
-        for (what, list) in [("missing", &self.missing), ("unused", &self.unused)] {
-            if !list.is_empty() {
-                write!(f, "; {} {what}: {}", list.len(), names(list))?;
-            }
-        }
-        if !self.mismatched.is_empty() {
-            let list = sample(
-                self.mismatched
-                    .iter()
-                    .map(|mismatch| mismatch.name.as_str()),
-            );
-            write!(f, "; {} of another shape: {list}", self.mismatched.len())?;
-        }
-        if !self.skipped.is_empty() {
-            let list = sample(self.skipped.iter().map(|(name, _)| name.as_str()));
-            write!(f, "; {} skipped: {list}", self.skipped.len())?;
-        }
+        let (missing, unused) = (self.missing.iter(), self.unused.iter());
+        some_of(f, "missing", missing.map(String::as_str))?;
+        some_of(f, "unused", unused.map(String::as_str))?;
+        let mismatched = self.mismatched.iter();
+        some_of(f, "of another shape", mismatched.map(|other| &*other.name))?;
+        let skipped = self.skipped.iter();
+        some_of(f, "skipped", skipped.map(|(name, _)| &**name))?;
         if !self.cast.is_empty() {
             write!(f, "; {} cast", self.cast.len())?;
         }
@@ -84,6 +88,18 @@ impl fmt::Display for LoadReport {
             write!(f, "; {} aliases", self.aliased.len())?;
         }
         Ok(())
+    }
+}
+
+/// How many there are, and the first few.
+fn some_of<'n>(
+    f: &mut fmt::Formatter<'_>,
+    what: &str,
+    names: impl ExactSizeIterator<Item = &'n str>,
+) -> fmt::Result {
+    match names.len() {
+        0 => Ok(()),
+        count => write!(f, "; {count} {what}: {}", Printable::of(&sample(names))),
     }
 }
 
@@ -95,12 +111,12 @@ mod tests {
     fn the_summary_names_a_few_of_each() {
         let report = LoadReport {
             loaded: vec!["a".into(), "b".into()],
-            unused: ["p", "q", "r", "s"].map(str::to_owned).to_vec(),
+            unused: ["p", "q\n", "r", "s"].map(str::to_owned).to_vec(),
             ..LoadReport::default()
         };
         assert_eq!(
             report.to_string(),
-            "2 tensors loaded; 4 unused: p, q, r and 1 more"
+            r"2 tensors loaded; 4 unused: p, q\n, r and 1 more"
         );
         assert!(!report.is_exact());
     }

@@ -3,19 +3,47 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::Header;
+use super::scattered::Scattered;
+use crate::format::header::{Header, TensorInfo};
+use crate::io::extent::Extent;
 use crate::io::source::ReadAt;
 
 /// One file of a checkpoint.
 #[derive(Debug)]
 pub struct ShardFile {
     pub(super) name: String,
-    pub(super) path: Option<PathBuf>,
+    path: Option<PathBuf>,
     pub(super) source: Arc<dyn ReadAt>,
     pub(super) header: Header,
+    /// Where the tensors lie, where that is not behind the header.
+    scattered: Option<Arc<Scattered>>,
 }
 
 impl ShardFile {
+    pub(super) fn new(
+        name: String,
+        path: Option<PathBuf>,
+        source: Arc<dyn ReadAt>,
+        header: Header,
+    ) -> Self {
+        Self {
+            name,
+            path,
+            source,
+            header,
+            scattered: None,
+        }
+    }
+
+    /// A file whose tensors lie elsewhere.
+    pub(super) fn scattered(name: String, header: Header, file: Scattered) -> Self {
+        let file = Arc::new(file);
+        Self {
+            scattered: Some(file.clone()),
+            ..Self::new(name, None, file, header)
+        }
+    }
+
     /// Its name, as the index spells it.
     pub fn name(&self) -> &str {
         &self.name
@@ -45,5 +73,18 @@ impl ShardFile {
     /// Its bytes.
     pub fn source(&self) -> &Arc<dyn ReadAt> {
         &self.source
+    }
+
+    /// Where one of its tensors lies.
+    pub(super) fn extent(&self, tensor: &TensorInfo<'_>) -> Extent<'_> {
+        let data = self.header.data_start();
+        let range = data + tensor.start..data + tensor.end;
+        let elsewhere = self.scattered.as_ref().and_then(|file| file.extent(&range));
+        elsewhere.unwrap_or_else(|| Extent {
+            source: &self.source,
+            path: self.place(),
+            start: range.start,
+            len: range.end - range.start,
+        })
     }
 }

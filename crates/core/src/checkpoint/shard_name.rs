@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::{Code, Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// A file name from an index: relative, below the index's folder, and a safetensors file, on every
 /// platform.

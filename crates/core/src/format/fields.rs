@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use super::header::{HeaderOptions, Profile};
 use super::json::Cursor;
 use super::skip::{Keys, Repeats};
-use crate::limits::limit;
-use crate::{Code, Error, Result};
+use crate::error::{Code, Error, Result};
+use crate::limits::{limit, room};
 
 /// Containers open around a field's value: the header and the entry.
 const OPEN_IN_ENTRY: usize = 2;
@@ -36,18 +36,24 @@ pub(super) struct FieldReader<'a> {
 
 impl<'a> FieldReader<'a> {
     /// Reserves memory for `dims` dimensions and accepts `max_dims`.
-    pub(super) fn new(options: &'a HeaderOptions, dims: usize, max_dims: usize) -> Self {
+    pub(super) fn new(options: &'a HeaderOptions, dims: usize, max_dims: usize) -> Result<Self> {
         let repeats = match options.profile {
             Profile::Strict | Profile::Default => Repeats::Refuse,
             Profile::Reference => Repeats::Allow,
         };
-        Self {
+        Ok(Self {
             options,
-            dims: Vec::with_capacity(dims.min(max_dims)),
+            dims: room(dims.min(max_dims))?,
             max_dims,
             ignored_bytes: 0,
             ignored_keys: Keys::new(repeats, MAX_IGNORED_KEYS),
-        }
+        })
+    }
+
+    /// Forgets the last dimensions; they count as before.
+    pub(super) fn forget(&mut self, dims: usize) {
+        self.dims.truncate(self.dims.len().saturating_sub(dims));
+        self.max_dims = self.max_dims.saturating_sub(dims);
     }
 
     pub(super) fn read(&mut self, json: &mut Cursor<'a>) -> Result<Fields<'a>> {

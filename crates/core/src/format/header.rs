@@ -6,17 +6,18 @@
 //! takes less memory parsed than as text.
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
-use hashbrown::HashTable;
-
+use super::name_table::NameTable;
 use super::parse::Parser;
 use super::sniff::foreign_format;
-use crate::{Code, Dtype, Error, Limits, Result};
+use crate::error::{Code, Error, Result};
+use crate::format::dtype::Dtype;
+use crate::limits::Limits;
 
 /// Which rules a header is held to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Profile {
     /// The written specification: begins with `{`, no unknown fields, no `null` metadata, padded
     /// with spaces only; no key twice.
@@ -32,6 +33,7 @@ pub enum Profile {
 
 /// What to do with a tensor whose dtype is none of [`Dtype::ALL`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum UnknownDtype {
     /// Refuse the file, as the reference does.
     #[default]
@@ -206,6 +208,18 @@ impl Header {
         }
     }
 
+    /// Checks a header as [`Header::parse`] does, but keeps nothing of it: of a new file, whose tensors
+    /// are in the order of their data, have names that differ, and whose metadata is sorted.
+    pub(super) fn check_new(start: &[u8], file_len: u64, options: &HeaderOptions) -> Result<()> {
+        let prefix = Prefix::parse(start, Some(file_len), options)?;
+        let json = start.get(8..).unwrap_or_default();
+        let data_len = Parser::checking(json, options)?.check()?;
+        match prefix.header_range().end.checked_add(data_len) == Some(file_len) {
+            true => Ok(()),
+            false => Err(Error::new(Code::TrailingBytes).found(file_len)),
+        }
+    }
+
     /// The tensors in the order of their data; empty tensors at the same place in header order.
     pub fn tensors(&self) -> impl DoubleEndedIterator<Item = TensorInfo<'_>> {
         self.entries.iter().filter_map(|entry| self.info(entry))
@@ -218,14 +232,9 @@ impl Header {
 
     /// Tensors whose dtype is unknown; none unless [`UnknownDtype::Keep`] was asked for.
     pub fn unsupported(&self) -> impl Iterator<Item = UnsupportedTensor<'_>> {
-        let unknown = self.entries.iter().filter(|entry| entry.dtype.is_none());
-        unknown.map(|entry| UnsupportedTensor {
-            name: self.name(entry),
-            dtype: self.slice(entry.dtype_name()),
-            shape: self.shape(entry),
-            start: entry.start,
-            end: entry.end,
-        })
+        self.entries
+            .iter()
+            .filter_map(|entry| self.unsupported_info(entry))
     }
 
     /// How many tensors there are, those of unknown dtype included.
@@ -313,6 +322,21 @@ impl Header {
         self.info(self.entries.get(position)?)
     }
 
+    /// The tensor of unknown dtype at a position in data order.
+    pub(crate) fn unsupported_at(&self, position: usize) -> Option<UnsupportedTensor<'_>> {
+        self.unsupported_info(self.entries.get(position)?)
+    }
+
+    fn unsupported_info(&self, entry: &Entry) -> Option<UnsupportedTensor<'_>> {
+        entry.dtype.is_none().then(|| UnsupportedTensor {
+            name: self.name(entry),
+            dtype: self.slice(entry.dtype_name()),
+            shape: self.shape(entry),
+            start: entry.start,
+            end: entry.end,
+        })
+    }
+
     fn info(&self, entry: &Entry) -> Option<TensorInfo<'_>> {
         Some(TensorInfo {
             name: self.name(entry),
@@ -348,6 +372,7 @@ impl fmt::Debug for Header {
 
 /// What a header says of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TensorInfo<'a> {
     /// Its name, such as `encoder.layer.0.attention.self.query.weight`.
     pub name: &'a str,
@@ -376,6 +401,7 @@ impl TensorInfo<'_> {
 
 /// What a header says of a tensor whose dtype is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct UnsupportedTensor<'a> {
     /// Its name.
     pub name: &'a str,
@@ -441,46 +467,5 @@ impl MetadataEntry {
     fn value(&self) -> Range<usize> {
         let start = self.key().end;
         start..start + self.value_len as usize
-    }
-}
-
-/// Positions by name. The hash is keyed, so that no file can make its names collide.
-#[derive(Default)]
-pub(super) struct NameTable {
-    hasher: RandomState,
-    table: HashTable<u32>,
-}
-
-impl NameTable {
-    pub(super) fn with_capacity(capacity: usize) -> Self {
-        Self {
-            hasher: RandomState::new(),
-            table: HashTable::with_capacity(capacity),
-        }
-    }
-
-    /// Adds a position, or returns the one that already has its name.
-    pub(super) fn insert<'t>(
-        &mut self,
-        position: usize,
-        name_of: impl Fn(usize) -> &'t str,
-    ) -> Result<(), usize> {
-        let name = name_of(position);
-        let same = |&other: &u32| name_of(other as usize) == name;
-        let hash_of = |&other: &u32| self.hasher.hash_one(name_of(other as usize));
-        match self.table.entry(self.hasher.hash_one(name), same, hash_of) {
-            hashbrown::hash_table::Entry::Occupied(slot) => Err(*slot.get() as usize),
-            hashbrown::hash_table::Entry::Vacant(slot) => {
-                // A header of 4 GiB at most cannot hold 2^32 entries.
-                slot.insert(position as u32);
-                Ok(())
-            }
-        }
-    }
-
-    fn find<'t>(&self, name: &str, name_of: impl Fn(usize) -> &'t str) -> Option<usize> {
-        let hash = self.hasher.hash_one(name);
-        let found = self.table.find(hash, |&at| name_of(at as usize) == name);
-        found.map(|&at| at as usize)
     }
 }

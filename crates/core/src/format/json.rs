@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::{Code, Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// A position in a JSON text.
 #[derive(Clone)]

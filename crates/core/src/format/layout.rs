@@ -3,7 +3,9 @@
 use std::cmp::Ordering;
 
 use super::header::Entry;
-use crate::{Code, Dtype, Error, Profile, Result};
+use crate::error::{Code, Error, Result};
+use crate::format::dtype::Dtype;
+use crate::format::header::Profile;
 
 /// Elements of a shape; `None` where 64 bits cannot count them. A zero anywhere means none, so the
 /// answer does not depend on the order of the dimensions.
@@ -35,12 +37,21 @@ pub(super) fn check<'e>(
     let mut end = 0;
     for entry in entries {
         let shape = dims.get(entry.dims()).unwrap_or_default();
-        check_place(entry, end)
-            .and_then(|()| check_size(entry, shape, profile))
-            .map_err(|error| (entry, error))?;
+        check_entry(entry, shape, end, profile).map_err(|error| (entry, error))?;
         end = entry.end;
     }
     Ok(end)
+}
+
+/// Checks one entry, which comes behind those that end there.
+pub(super) fn check_entry(
+    entry: &Entry,
+    shape: &[u64],
+    previous_end: u64,
+    profile: Profile,
+) -> Result<()> {
+    check_place(entry, previous_end)?;
+    check_size(entry, shape, profile)
 }
 
 fn check_place(entry: &Entry, previous_end: u64) -> Result<()> {

@@ -2,13 +2,13 @@
 
 use super::counts::Counts;
 use super::fields::{FieldReader, Fields};
-use super::header::{
-    Entry, Header, HeaderOptions, MetadataEntry, NameTable, Profile, UnknownDtype,
-};
+use super::header::{Entry, Header, HeaderOptions, MetadataEntry, Profile, UnknownDtype};
 use super::json::Cursor;
 use super::layout;
-use crate::limits::limit;
-use crate::{Code, Dtype, Error, Result};
+use super::name_table::NameTable;
+use crate::error::{Code, Error, Result};
+use crate::format::dtype::Dtype;
+use crate::limits::{limit, no_room, room};
 
 /// No entry of a tensor is written shorter: `"":{"dtype":"F4","shape":[],"data_offsets":[0,0]},`.
 const SHORTEST_ENTRY: usize = 50;
@@ -30,10 +30,20 @@ pub(super) struct Parser<'a> {
     entries: Vec<Entry>,
     metadata: Option<Vec<MetadataEntry>>,
     metadata_bytes: u64,
+    /// Whether everything is kept, or only checked.
+    keeps: bool,
+    /// Where the data end of what was checked.
+    checked_len: u64,
+    tensors: u64,
 }
 
 impl<'a> Parser<'a> {
+    /// A parser for [`Parser::header`].
     pub(super) fn new(json: &'a [u8], options: &'a HeaderOptions) -> Result<Self> {
+        Self::keeping(json, options, true)
+    }
+
+    fn keeping(json: &'a [u8], options: &'a HeaderOptions, all: bool) -> Result<Self> {
         let text = std::str::from_utf8(json).map_err(|error| {
             Error::new(Code::HeaderNotUtf8).at_offset(8 + error.valid_up_to() as u64)
         })?;
@@ -48,17 +58,36 @@ impl<'a> Parser<'a> {
         let most = json.len() * 2 - json.len() / 8;
         let left = most.saturating_sub(entries * size_of::<Entry>() + counts.text);
         let max_dims = FREE_DIMENSIONS + left / size_of::<u64>();
+        let mut text = String::new();
+        let kept = if all { counts.text } else { 0 };
+        text.try_reserve_exact(kept)
+            .map_err(|_| no_room::<u8>(kept))?;
         Ok(Self {
             options,
             json: cursor,
             header_len: json.len(),
             padding: 0,
-            text: String::with_capacity(counts.text),
-            fields: FieldReader::new(options, dims, max_dims),
-            entries: Vec::with_capacity(entries),
+            text,
+            fields: FieldReader::new(options, if all { dims } else { 0 }, max_dims)?,
+            entries: room(if all { entries } else { 0 })?,
             metadata: None,
             metadata_bytes: 0,
+            keeps: all,
+            checked_len: 0,
+            tensors: 0,
         })
+    }
+
+    /// A parser that keeps nothing, for [`Parser::check`].
+    pub(super) fn checking(json: &'a [u8], options: &'a HeaderOptions) -> Result<Self> {
+        Self::keeping(json, options, false)
+    }
+
+    /// Length of the data section of a header that is as [`Parser::header`] wants it, and whose entries
+    /// and keys of metadata come in order, each once.
+    pub(super) fn check(mut self) -> Result<u64> {
+        self.document()?;
+        Ok(self.checked_len)
     }
 
     pub(super) fn header(mut self) -> Result<Header> {
@@ -136,7 +165,7 @@ impl<'a> Parser<'a> {
         let here = self.json.outside_strings().take_while(|&byte| byte != b'}');
         let colons = here.filter(|&byte| byte == b':').count();
         let most = self.json.rest().len() / SHORTEST_PAIR;
-        let mut pairs = Vec::with_capacity(colons.min(most));
+        let mut pairs = room(if self.keeps { colons.min(most) } else { 0 })?;
         let mut first = true;
         while let Some((key, offset)) = self.json.next_key(&mut first)? {
             if self.json.peek() != Some(b'"') {
@@ -157,6 +186,10 @@ impl<'a> Parser<'a> {
                 key_len: key.len() as u32,
                 value_len: (bytes - key.len()) as u32,
             });
+            if !self.keeps {
+                self.forget_pairs(&mut pairs)
+                    .map_err(|error| error.at_offset(offset))?;
+            }
         }
         // Of equal keys, the last one written stays last: it starts behind the others, or where
         // they do if they are empty, values too.
@@ -179,22 +212,50 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
+    /// Forgets all pairs but the last one, behind which the next one must come.
+    fn forget_pairs(&mut self, pairs: &mut Vec<MetadataEntry>) -> Result<()> {
+        let [before, last] = pairs.as_mut_slice() else {
+            return Ok(());
+        };
+        let key_of = |pair: &MetadataEntry| self.text.get(pair.key()).unwrap_or_default();
+        if key_of(before) >= key_of(last) {
+            return Err(Error::new(Code::DuplicateKey).found(format_args!(
+                "`{}` behind `{}`",
+                key_of(last),
+                key_of(before)
+            )));
+        }
+        self.text.drain(..last.start as usize);
+        last.start = 0;
+        pairs.remove(0);
+        Ok(())
+    }
+
     /// One tensor: `{"dtype": …, "shape": …, "data_offsets": …}`.
     fn entry(&mut self, name: &str, offset: u64) -> Result<()> {
+        self.tensors += 1;
         let limits = &self.options.limits;
         limit(Code::LimitName, name.len() as u64, limits.name_bytes)
-            .and_then(|()| {
-                limit(
-                    Code::LimitTensors,
-                    self.entries.len() as u64 + 1,
-                    limits.tensors,
-                )
-            })
+            .and_then(|()| limit(Code::LimitTensors, self.tensors, limits.tensors))
             .map_err(|error| error.at_offset(offset))?;
-        self.fields
-            .read(&mut self.json)
-            .and_then(|fields| self.finish_entry(name, offset, fields))
-            .map_err(|error| error.in_tensor(name).at_offset(offset))
+        let fields = self.fields.read(&mut self.json);
+        let mut read = fields.and_then(|fields| self.finish_entry(name, offset, fields));
+        if !self.keeps {
+            read = read.and_then(|()| self.forget_entry());
+        }
+        read.map_err(|error| error.in_tensor(name).at_offset(offset))
+    }
+
+    /// Checks the only entry, and forgets it.
+    fn forget_entry(&mut self) -> Result<()> {
+        if let Some(entry) = self.entries.pop() {
+            let shape = self.fields.dims.get(entry.dims()).unwrap_or_default();
+            layout::check_entry(&entry, shape, self.checked_len, self.options.profile)?;
+            self.checked_len = entry.end;
+            self.text.truncate(entry.name_start as usize);
+            self.fields.forget(usize::from(entry.rank));
+        }
+        Ok(())
     }
 
     fn finish_entry(&mut self, name: &str, offset: u64, fields: Fields<'a>) -> Result<()> {
@@ -234,7 +295,7 @@ impl<'a> Parser<'a> {
     /// Indexes the names; a name used twice is refused, or in the reference's profile the entry
     /// that comes first in the header is dropped.
     fn name_table(&mut self) -> Result<NameTable> {
-        let mut names = NameTable::with_capacity(self.entries.len());
+        let mut names = NameTable::with_room(self.entries.len())?;
         for position in 0..self.entries.len() {
             let Err(other) = names.insert(position, |at| name_at(&self.entries, &self.text, at))
             else {

@@ -2,15 +2,9 @@
 
 use serde_json::{Number, Value};
 
-/// The text of a value, in ASCII, its objects in the order that they have.
-pub(crate) fn python_json(value: &Value) -> String {
-    let mut text = String::new();
-    write_value(value, "\n", &mut text);
-    text
-}
-
-/// Every member of a container goes on a line of its own; `line` begins one at the container's depth.
-fn write_value(value: &Value, line: &str, text: &mut String) {
+/// Appends a value in ASCII, its objects in the order that they have. Every member of a container goes on
+/// a line of its own; `line` begins one at the container's depth.
+pub(crate) fn write_value(value: &Value, line: &str, text: &mut String) {
     let deeper = format!("{line}  ");
     match value {
         Value::Object(members) if !members.is_empty() => {
@@ -43,7 +37,8 @@ fn write_value(value: &Value, line: &str, text: &mut String) {
     }
 }
 
-fn write_string(string: &str, text: &mut String) {
+/// A string, in quotes.
+pub(crate) fn write_string(string: &str, text: &mut String) {
     text.push('"');
     for char in string.chars() {
         match char {
@@ -100,12 +95,19 @@ fn spell_float(float: f64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
     use rstest::rstest;
     use serde_json::json;
 
     use super::*;
+
+    /// The text of a value.
+    pub(crate) fn python_json(value: &Value) -> String {
+        let mut text = String::new();
+        write_value(value, "\n", &mut text);
+        text
+    }
 
     // What Python 3 prints. More of it, random floats included, is compared in
     // `checkpoint::save::oracle`.

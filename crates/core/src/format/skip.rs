@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use super::json::Cursor;
-use crate::{Code, Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// As deep as `serde_json` goes.
 const MAX_DEPTH: usize = 127;

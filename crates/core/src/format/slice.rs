@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::layout::elements;
-use crate::{Code, Dtype, Error, Result};
+use crate::error::{Code, Error, Result};
+use crate::format::dtype::Dtype;
 
 /// Which positions of one dimension: from `start` to before `stop`, every `step`th.
 ///

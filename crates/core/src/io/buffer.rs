@@ -1,13 +1,15 @@
 //! Memory that is filled before it is read: no zeroing, and proof that every byte was written.
 //!
-//! One of the three modules of this crate with unsafe code. [`fill_all`] turns "was written" from a promise into
+//! One of the four modules of this crate with unsafe code. [`fill_all`] turns "was written" from a promise into
 //! something checked: what a reader returns must be the very bytes it was given.
 
 use std::fmt;
 use std::mem::MaybeUninit;
 
 use super::new_memory::NewMemory;
-use crate::{Code, Dtype, Error, Result};
+use crate::error::{Code, Error, Result};
+use crate::format::dtype::Dtype;
+use crate::limits::room;
 
 /// A place in memory that the engine fills with a tensor's bytes.
 ///
@@ -106,11 +108,9 @@ pub(crate) struct UninitVec<T> {
 impl<T: Plain> UninitVec<T> {
     /// Room for `byte_len` bytes, which must be a multiple of the element's size.
     pub(crate) fn new(byte_len: u64) -> Result<Self> {
-        let too_large = || Error::new(Code::LimitMemory).found(format_args!("{byte_len} bytes"));
-        let bytes = usize::try_from(byte_len).map_err(|_| too_large())?;
+        let bytes = usize::try_from(byte_len).unwrap_or(usize::MAX);
         let len = bytes / size_of::<T>();
-        let mut vec = Vec::new();
-        vec.try_reserve_exact(len).map_err(|_| too_large())?;
+        let vec = room(len)?;
         Ok(Self { vec, len })
     }
 }
@@ -226,6 +226,18 @@ impl fmt::Debug for TypedBuffer {
     }
 }
 
+/// Memory of so many bytes that are not initialised: a buffer to read into.
+///
+/// # Errors
+/// `limit-memory`.
+pub(crate) fn uninit(len: u64) -> Result<Vec<MaybeUninit<u8>>> {
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let mut memory = room(len)?;
+    // SAFETY: there is room for so many, and they may be anything.
+    unsafe { memory.set_len(len) };
+    Ok(memory)
+}
+
 /// Calls `read` with what is left of `buf`, and how much is filled, until nothing is left.
 ///
 /// `read` fills a beginning of what it is given and returns it. That it returned that and nothing
@@ -251,6 +263,51 @@ pub(crate) fn fill_all<'b>(
     // SAFETY: the parts that `read` returned were initialised bytes (`&mut [u8]`), each began where
     // the one before it ended, and together they are all of `buf`.
     Ok(unsafe { buf.assume_init_mut() })
+}
+
+/// A buffer that is filled from front to back with bytes that come in parts.
+pub(crate) struct Filling<'b> {
+    buf: &'b mut [MaybeUninit<u8>],
+    /// So many bytes of its beginning are initialised.
+    filled: usize,
+}
+
+impl<'b> Filling<'b> {
+    pub(crate) fn new(buf: &'b mut [MaybeUninit<u8>]) -> Self {
+        Self { buf, filled: 0 }
+    }
+
+    /// Copies the next bytes into it.
+    ///
+    /// # Errors
+    /// `buffer-size` where there is no room for all of them; then there are none of them.
+    pub(crate) fn push(&mut self, part: &[u8]) -> Result<()> {
+        let rest = self.buf.get_mut(self.filled..).unwrap_or_default();
+        let Some(room) = rest.get_mut(..part.len()) else {
+            return Err(self.wrong_size(self.filled.saturating_add(part.len())));
+        };
+        room.write_copy_of_slice(part);
+        self.filled += part.len();
+        Ok(())
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// `buffer-size` where it is not full.
+    pub(crate) fn finish(self) -> Result<&'b mut [u8]> {
+        if self.filled != self.buf.len() {
+            return Err(self.wrong_size(self.filled));
+        }
+        // SAFETY: `push` wrote the first `filled` bytes, one part behind the other, and that is all.
+        Ok(unsafe { self.buf.assume_init_mut() })
+    }
+
+    fn wrong_size(&self, found: usize) -> Error {
+        Error::new(Code::BufferSize)
+            .expected(format_args!("{} bytes", self.buf.len()))
+            .found(found)
+    }
 }
 
 /// A vector filled by `read`, as [`fill_all`].
@@ -288,6 +345,22 @@ mod tests {
             Ok(part.write_copy_of_slice(&[filled as u8]))
         });
         assert_eq!(filled.unwrap(), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn parts_fill_a_buffer_exactly_or_not_at_all() {
+        let mut buf = [MaybeUninit::uninit(); 4];
+        let mut filling = Filling::new(&mut buf);
+        for part in [&[1][..], &[], &[2, 3]] {
+            filling.push(part).unwrap();
+        }
+        assert_eq!(filling.push(&[4, 5]).unwrap_err().code(), Code::BufferSize);
+        filling.push(&[4]).unwrap();
+        assert_eq!(filling.finish().unwrap(), [1, 2, 3, 4]);
+        let mut filling = Filling::new(&mut buf);
+        filling.push(&[9]).unwrap();
+        assert_eq!(filling.finish().unwrap_err().code(), Code::BufferSize);
+        assert!(Filling::new(&mut []).finish().unwrap().is_empty());
     }
 
     #[test]

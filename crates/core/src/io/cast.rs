@@ -3,7 +3,7 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 
-use crate::Dtype;
+use crate::format::dtype::Dtype;
 
 mod float;
 
@@ -169,6 +169,7 @@ fn refuse<T>(
 
 /// A value that the target of a [`Cast`] does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CastError {
     /// Which element of the source, from 0.
     pub element: usize,

@@ -13,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use rustix::io::Errno;
 
 use super::publish::is_unsupported;
+use crate::limits::room;
 
 /// What places in the file and in memory must be multiples of: no medium asks for more, as far as
 /// is known; for one that does, there is the page cache.
@@ -47,9 +48,10 @@ type Failure = Arc<Mutex<Option<io::Error>>>;
 
 impl DirectWriter {
     /// Begins at the start of the file; `None` where it cannot be written to in this way, or there
-    /// are no threads to be had.
+    /// is no memory for a buffer, or no thread to be had.
     pub(super) fn start(file: &File) -> Option<Self> {
         let file = Arc::new(file.try_clone().ok()?);
+        let first = Buffer::new()?;
         bypass_cache(&file).ok()?;
         let (full, queue) = channel();
         let (done, empty) = channel();
@@ -69,10 +71,10 @@ impl DirectWriter {
         }
         Some(Self {
             file,
-            filling: None,
+            filling: Some(first),
             offset: 0,
             empty,
-            buffers: 0,
+            buffers: 1,
             full: Some(full),
             failure,
             writers,
@@ -112,7 +114,7 @@ impl DirectWriter {
     /// Hands the next bytes of the file to whichever thread is free first.
     fn queue(&mut self, buffer: Buffer) -> io::Result<()> {
         let offset = self.offset;
-        self.offset += buffer.len as u64;
+        self.offset += buffer.bytes().len() as u64;
         let queue = self.full.as_ref();
         let queued = queue.and_then(|queue| queue.send((offset, buffer)).ok());
         self.check()?;
@@ -123,9 +125,12 @@ impl DirectWriter {
         if let Ok(buffer) = self.empty.try_recv() {
             return Ok(buffer);
         }
-        if self.buffers < BUFFERS {
+        // Where there is no memory for another one, those that there are have to do.
+        if self.buffers < BUFFERS
+            && let Some(buffer) = Buffer::new()
+        {
             self.buffers += 1;
-            return Ok(Buffer::new());
+            return Ok(buffer);
         }
         self.empty.recv().map_err(|_| no_writers())
     }
@@ -165,7 +170,7 @@ fn write_queue(
         if let Err(error) = write_at(file, buffer.bytes(), offset) {
             lock(failure).get_or_insert(error);
         }
-        buffer.len = 0;
+        buffer.clear();
         let _nobody_waits_after_the_last = done.send(buffer);
     }
 }
@@ -198,48 +203,42 @@ struct Buffer {
     memory: Vec<u8>,
     /// Where the aligned part begins.
     start: usize,
-    len: usize,
 }
 
 impl Buffer {
-    fn new() -> Self {
+    /// `None` where there is not enough memory.
+    fn new() -> Option<Self> {
         // A little more than needed, so that an aligned part of the right size is in it wherever the
         // allocator puts it.
-        let memory = vec![0; BUFFER + BLOCK];
+        let mut memory = room::<u8>(BUFFER + BLOCK).ok()?;
         let start = memory.as_ptr().align_offset(BLOCK).min(BLOCK);
-        Self {
-            memory,
-            start,
-            len: 0,
-        }
+        memory.resize(start, 0);
+        Some(Self { memory, start })
     }
 
     fn bytes(&self) -> &[u8] {
-        let end = self.start + self.len;
-        self.memory.get(self.start..end).unwrap_or_default()
+        self.memory.get(self.start..).unwrap_or_default()
     }
 
     fn room(&self) -> usize {
-        BUFFER - self.len
+        BUFFER.saturating_sub(self.bytes().len())
+    }
+
+    fn clear(&mut self) {
+        self.memory.truncate(self.start);
     }
 
     /// Takes in what there is room for; returns the rest.
     fn fill<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
         let (taken, rest) = bytes.split_at(bytes.len().min(self.room()));
-        let at = self.start + self.len;
-        if let Some(place) = self.memory.get_mut(at..at + taken.len()) {
-            place.copy_from_slice(taken);
-            self.len += taken.len();
-        }
+        self.memory.extend_from_slice(taken);
         rest
     }
 
     /// Takes out what lies behind the last whole block.
     fn cut_to_blocks(&mut self) -> Vec<u8> {
-        let whole = self.len - self.len % BLOCK;
-        let last = self.bytes().get(whole..).unwrap_or_default().to_vec();
-        self.len = whole;
-        last
+        let len = self.bytes().len();
+        self.memory.split_off(self.start + len - len % BLOCK)
     }
 }
 

@@ -11,20 +11,19 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::buffer::{Destination, fill_all};
+use super::access::Access;
+use super::buffer::{Destination, fill_all, uninit};
 use super::cast::Cast;
+use super::extent::Extent;
 use super::new_memory::NewMemory;
 use super::source::ReadAt;
 use super::technique::Technique;
 use super::workers::{Cancel, Progress, Workers, threads};
-use crate::{Code, Error, Result, Slice};
-
-/// Bytes of a file that one call reads: large enough that the call costs nothing, small enough that
-/// the threads finish together.
-const PIECE: u64 = 8 << 20;
+use crate::error::{Code, Error, Result};
+use crate::format::slice::Slice;
 
 /// A short request is cut into smaller pieces, but into none below this.
 const SHORT_PIECE: u64 = 128 << 10;
@@ -40,15 +39,8 @@ const CAST_PIECE: u64 = 2 << 20;
 /// the allocator gives out the same memory again, instead of new pages for every call.
 const CAST_BUFFER: u64 = 96 << 10;
 
-/// What is gathered goes through one of this length: ten times as much at once, and the kernel copies
-/// it in 0.8 of the time.
-const GATHER_BUFFER: u64 = 1 << 20;
-
 /// Runs of this length are worth a call of their own.
 const LONG_RUN: u64 = 64 << 10;
-
-/// What lies between two runs is read along, rather than making a call for each, up to this length.
-const SMALL_GAP: u64 = 8 << 10;
 
 /// Less than this is read before another thread has started.
 const WORTH_A_THREAD: u64 = 512 << 10;
@@ -56,8 +48,8 @@ const WORTH_A_THREAD: u64 = 512 << 10;
 /// How a read runs.
 #[derive(Clone, Default)]
 pub struct ReadOptions {
-    /// Reading threads; `None` means as many as there are cores, at most 8, and one where the source
-    /// [prefers one stream](crate::ReadAt::prefers_one_stream).
+    /// Reading threads, if there is work for so many; `None` means as many as the source [asks
+    /// for](crate::Access::streams), or as there are cores, at most 8.
     pub threads: Option<NonZeroUsize>,
     /// Called after every few MiB, from the reading threads, one call at a time.
     pub progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
@@ -83,14 +75,11 @@ impl ReadOptions {
 
 /// One part of one tensor and where it goes.
 pub(crate) struct Job<'s, D> {
-    pub(crate) source: &'s dyn ReadAt,
+    /// Where the tensor lies.
+    pub(crate) extent: Extent<'s>,
     /// The file's place in the checkpoint: jobs of one file are read together.
     pub(crate) file: usize,
-    /// What errors call the file.
-    pub(crate) path: &'s Path,
     pub(crate) tensor: &'s str,
-    /// Where in the file the tensor begins.
-    pub(crate) start: u64,
     pub(crate) slice: Slice,
     pub(crate) cast: Option<Cast>,
     pub(crate) destination: D,
@@ -99,9 +88,9 @@ pub(crate) struct Job<'s, D> {
 impl<D> Job<'_, D> {
     /// Bytes of the file that are read or passed by: the gaps in a scattered slice cost nearly as much
     /// as its runs.
-    fn effort(&self) -> u64 {
+    fn effort(&self, access: &Access) -> u64 {
         let slice = &self.slice;
-        let gaps = slice.run_count().saturating_mul(SMALL_GAP);
+        let gaps = slice.run_count().saturating_mul(access.gap);
         let span = match slice.byte_len() {
             0 => 0,
             len => slice.offset_of(len - 1) - slice.offset_of(0),
@@ -117,19 +106,19 @@ impl<D> Job<'_, D> {
 
 /// Fills all destinations; on an error, none is handed out and the first error is returned.
 ///
-/// Memory: 1.1 MiB a thread at most, besides the destinations.
+/// Memory: for each thread a buffer of [`Access::together`] and 96 KiB at most, besides the destinations.
 pub(crate) fn fill<D: Destination>(
     mut jobs: Vec<Job<'_, D>>,
     options: &ReadOptions,
 ) -> Result<Vec<D::Filled>> {
     let lengths = jobs.iter().map(|job| job.slice.byte_len());
     let total = lengths.fold(0, u64::saturating_add);
-    let efforts = jobs.iter().map(Job::effort);
+    // Those of a checkpoint lie on one disk, or one server.
+    let first = jobs.first().map(|job| job.extent.source.access());
+    let access = first.unwrap_or_default().bounded();
+    let efforts = jobs.iter().map(|job| job.effort(&access));
     let effort = efforts.fold(0, u64::saturating_add);
-    let piece_len = match effort / WORTH_A_THREAD {
-        0 | 1 => PIECE,
-        _ => short_piece_len(total, threads(options.threads)),
-    };
+    let piece_len = piece_len(total, effort, &access, options);
     let untouched = jobs.iter_mut().map(|job| &mut job.destination);
     let untouched = untouched.filter(|destination| destination.is_untouched());
     let new_memory = NewMemory::new(untouched.map(Destination::bytes));
@@ -138,18 +127,25 @@ pub(crate) fn fill<D: Destination>(
         cut(job, piece_len, &mut pieces)?;
     }
     if Technique::FileOrder.is_on() {
-        pieces.sort_by_key(|piece| (piece.file, piece.file_offset()));
+        // Of a checkpoint whose tensors lie anywhere, those of one source come together.
+        pieces.sort_by_key(|piece| (piece.file, piece.extent.address(), piece.offset()));
     }
 
-    let threads = useful_threads(&pieces, effort, options);
+    let threads = useful_threads(pieces.len(), effort, &access, options);
     let workers = options.workers(threads, total);
-    workers.each(pieces, Scratch::default, |piece, scratch| {
-        new_memory.before_filling(piece.memory);
-        let len = piece.len;
-        piece.read(scratch)?;
-        workers.add(len);
-        Ok(())
-    })?;
+    let batches: Vec<_> = pieces.chunk_by_mut(together(&access)).collect();
+    workers.each(
+        batches,
+        || Scratch::new(&access),
+        |batch, scratch| {
+            for piece in &mut *batch {
+                new_memory.before_filling(piece.memory);
+            }
+            read_batch(batch, &access, scratch)?;
+            workers.add(batch.iter().map(|piece| piece.len).sum());
+            Ok(())
+        },
+    )?;
 
     let filled = jobs.into_iter().map(|job| {
         // SAFETY: `cut` covered the whole of every destination with pieces, and `each` returned
@@ -162,11 +158,9 @@ pub(crate) fn fill<D: Destination>(
 
 /// Part of a job, small enough for one thread to do at a time.
 struct Piece<'j> {
-    source: &'j dyn ReadAt,
+    extent: Extent<'j>,
     file: usize,
-    path: &'j Path,
     tensor: &'j str,
-    start: u64,
     slice: &'j Slice,
     cast: Option<Cast>,
     /// Which bytes of the slice, counted as if its runs were one.
@@ -175,28 +169,89 @@ struct Piece<'j> {
     memory: &'j mut [MaybeUninit<u8>],
 }
 
-/// Bytes of a piece where several threads share `total`.
-fn short_piece_len(total: u64, threads: usize) -> u64 {
+/// Bytes of a piece.
+fn piece_len(total: u64, effort: u64, access: &Access, options: &ReadOptions) -> u64 {
     let longest = match Technique::LongPieces.is_on() {
-        true => PIECE,
+        true => access.piece,
         false => 4 * SHORT_PIECE,
     };
-    let len = total / (PIECES_A_THREAD * threads as u64);
-    len.clamp(SHORT_PIECE, longest)
+    let pieces = match (options.threads.or(access.streams), access.streams) {
+        // Each has its share at once: what takes long there is the first byte.
+        (Some(streams), Some(_)) => streams.get() as u64,
+        _ if effort / WORTH_A_THREAD <= 1 => return access.piece,
+        (asked, None) | (asked @ None, _) => PIECES_A_THREAD * threads(asked) as u64,
+    };
+    let shortest = SHORT_PIECE.max(access.gap);
+    (total / pieces)
+        .clamp(shortest, longest.max(shortest))
         .next_multiple_of(SHORT_PIECE)
 }
 
-/// No more threads than there is work for.
-fn useful_threads(pieces: &[Piece<'_>], effort: u64, options: &ReadOptions) -> usize {
-    // The files of a checkpoint lie on one medium.
-    let first = pieces.first();
-    let one_stream = || first.is_some_and(|piece| piece.source.prefers_one_stream());
-    let useful = usize::try_from(effort / WORTH_A_THREAD).unwrap_or(usize::MAX);
-    let useful = useful.min(pieces.len()).max(1);
-    match options.threads {
-        None if useful == 1 || one_stream() => 1,
-        asked => threads(asked).min(useful),
+/// As many threads as were asked for, or as the source wants; else no more than there is work for.
+fn useful_threads(pieces: usize, effort: u64, access: &Access, options: &ReadOptions) -> usize {
+    let worth = || usize::try_from(effort / WORTH_A_THREAD).unwrap_or(usize::MAX);
+    match options.threads.or(access.streams) {
+        Some(asked) => asked.get().min(pieces),
+        None if worth() <= 1 => 1,
+        None => threads(None).min(worth()).min(pieces),
     }
+}
+
+/// Says of each piece whether it is read together with the one before it: both are short, and they lie near
+/// to each other in one source. A call costs more than copying them once more.
+fn together(access: &Access) -> impl FnMut(&Piece<'_>, &Piece<'_>) -> bool {
+    let Access { gap, together, .. } = *access;
+    let mut first = None;
+    move |before, piece| {
+        let mut joins = || {
+            let (one, other) = (before.span(), piece.span());
+            let near = one.end..=one.end.saturating_add(gap);
+            let is_near = before.extent.address() == piece.extent.address()
+                && near.contains(&other.start)
+                && piece.extent.source.as_bytes().is_none();
+            // Some have gaps of their own.
+            let is_short = one.end - one.start <= gap && other.end - other.start <= gap;
+            is_near && is_short && other.end - *first.get_or_insert(one.start) <= together
+        };
+        let joins = before.len <= gap && piece.len <= gap && joins();
+        if !joins {
+            first = None;
+        }
+        joins
+    }
+}
+
+/// Fills the memory of pieces that are read together: all of it, on `Ok`.
+fn read_batch(batch: &mut [Piece<'_>], access: &Access, scratch: &mut Scratch) -> Result<()> {
+    let (first, last) = match &*batch {
+        [first, .., last] => (first, last),
+        _ => {
+            return batch
+                .iter_mut()
+                .try_for_each(|piece| piece.read(None, access, scratch));
+        }
+    };
+    let (source, path) = (first.extent.source, first.extent.path);
+    let (start, end) = (first.span().start, last.span().end);
+    let mut block = std::mem::take(&mut scratch.block);
+    let read = block.first((end - start) as usize).and_then(|room| {
+        // Through `fill_all`, so that a source that fills something else is noticed here too.
+        fill_all(room, |filled, rest| {
+            source.read_at(start + filled as u64, rest)
+        })
+    });
+    let bytes: &[u8] = read.map_err(|error| {
+        // The tensor that it struck, as if each had been read by itself.
+        let offset = error.offset().unwrap_or(start);
+        let struck = batch.iter().find(|piece| piece.span().end > offset);
+        let error = error.at_path(path).at_offset(offset);
+        error.in_tensor(struck.unwrap_or(first).tensor)
+    })?;
+    for piece in &mut *batch {
+        piece.read(Some((bytes, start)), access, scratch)?;
+    }
+    scratch.block = block;
+    Ok(())
 }
 
 fn cut<'j, D: Destination>(
@@ -209,11 +264,11 @@ fn cut<'j, D: Destination>(
     // Both are multiples of any element's size, so that no element is cut in two.
     let piece_len = job.cast.map_or(piece_len, |_| piece_len.min(CAST_PIECE));
     let memory_len = job.scaled(piece_len) as usize;
-    let (source, path, tensor, slice) = (job.source, job.path, job.tensor, &job.slice);
+    let (extent, tensor, slice) = (job.extent, job.tensor, &job.slice);
     let memory = job.destination.bytes();
     if memory.len() as u64 != expected {
         return Err(Error::new(Code::BufferSize)
-            .at_path(path)
+            .at_path(extent.path)
             .in_tensor(tensor)
             .expected(format_args!("{expected} bytes"))
             .found(memory.len()));
@@ -222,11 +277,9 @@ fn cut<'j, D: Destination>(
     for memory in memory.chunks_mut(memory_len) {
         let len = piece_len.min(byte_len - from);
         pieces.push(Piece {
-            source,
+            extent,
             file: job.file,
-            path,
             tensor,
-            start: job.start,
             slice,
             cast: job.cast,
             from,
@@ -239,34 +292,55 @@ fn cut<'j, D: Destination>(
 }
 
 impl Piece<'_> {
-    fn file_offset(&self) -> u64 {
-        self.start + self.slice.offset_of(self.from)
+    /// Where in the source it begins.
+    fn offset(&self) -> u64 {
+        self.extent.start + self.slice.offset_of(self.from)
     }
 
-    /// Fills the piece's memory: all of it, on `Ok`.
-    fn read(self, scratch: &mut Scratch) -> Result<()> {
-        let (path, tensor, offset) = (self.path, self.tensor, self.file_offset());
-        self.read_into_memory(scratch)
-            .map_err(|error| error.at_path(path).in_tensor(tensor).at_offset(offset))
+    /// From its first byte in the source to its last.
+    fn span(&self) -> Range<u64> {
+        let start = self.offset();
+        let end = match self.len {
+            0 => start,
+            len => self.extent.start + self.slice.offset_of(self.from + len - 1) + 1,
+        };
+        start..end
     }
 
-    fn read_into_memory(self, scratch: &mut Scratch) -> Result<()> {
+    /// Fills the piece's memory: all of it, on `Ok`. `bytes` are those of the source from a place on, where
+    /// they were read already.
+    fn read(
+        &mut self,
+        bytes: Option<(&[u8], u64)>,
+        access: &Access,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let runs = Runs {
-            source: self.source,
-            start: self.start,
+            source: &**self.extent.source,
+            bytes,
+            access,
+            start: self.extent.start,
             slice: self.slice,
             from: self.from,
         };
-        match self.cast {
-            None => runs.read(self.memory, &mut scratch.gather).map(|_| ()),
-            Some(cast) => runs.cast(cast, self.from + self.len, self.memory, scratch),
-        }
+        let memory = std::mem::take(&mut self.memory);
+        let read = match self.cast {
+            None => runs.read(memory, &mut scratch.gather).map(|_| ()),
+            Some(cast) => runs.cast(cast, self.from + self.len, memory, scratch),
+        };
+        read.map_err(|error| {
+            let error = error.at_path(self.extent.path).in_tensor(self.tensor);
+            error.at_offset(self.offset())
+        })
     }
 }
 
 /// A stretch of a slice, read run by run.
 struct Runs<'j> {
     source: &'j dyn ReadAt,
+    /// Bytes of the source that were read already, and where in it they begin.
+    bytes: Option<(&'j [u8], u64)>,
+    access: &'j Access,
     start: u64,
     slice: &'j Slice,
     /// Where the stretch begins, counted in the slice's bytes.
@@ -284,9 +358,8 @@ impl Runs<'_> {
     ) -> Result<()> {
         let part_len = cast.output_len(CAST_BUFFER) as usize;
         for memory in memory.chunks_mut(part_len) {
-            let raw = scratch
-                .cast
-                .first((end - self.from).min(CAST_BUFFER) as usize);
+            let raw_len = (end - self.from).min(CAST_BUFFER);
+            let raw = scratch.cast.first(raw_len as usize)?;
             let raw = self.read(raw, &mut scratch.gather)?;
             cast.run(raw, memory).map_err(|error| {
                 let size = cast.from().size().unwrap_or(1);
@@ -306,13 +379,17 @@ impl Runs<'_> {
         memory: &'b mut [MaybeUninit<u8>],
         gather: &mut Room,
     ) -> Result<&'b mut [u8]> {
+        if let Some((bytes, first)) = self.bytes {
+            return self.copy_runs(self.from, memory, bytes, first);
+        }
         let run_len = self.slice.run_len().max(1);
+        let long_run = LONG_RUN.max(self.access.gap);
         fill_all(memory, |filled, rest| {
             let at = self.from + filled as u64;
             let left_in_run = run_len - at % run_len;
-            if left_in_run < LONG_RUN && left_in_run < rest.len() as u64 {
+            if left_in_run < long_run && left_in_run < rest.len() as u64 {
                 return match self.source.as_bytes() {
-                    Some(file) => self.copy_runs(at, rest, file, 0),
+                    Some(bytes) => self.copy_runs(at, rest, bytes, 0),
                     None => self.gather(at, rest, gather),
                 };
             }
@@ -337,14 +414,15 @@ impl Runs<'_> {
         let (mut len, mut end) = (0, first);
         for run in self.slice.runs_from(at) {
             let run_len = run.end - run.start;
-            let fits = len + run_len <= memory.len() as u64 && run.end - first <= GATHER_BUFFER;
-            if len > 0 && (!fits || run.start - end > SMALL_GAP) {
+            let fits =
+                len + run_len <= memory.len() as u64 && run.end - first <= self.access.together;
+            if len > 0 && (!fits || run.start - end > self.access.gap) {
                 break;
             }
             len += run_len;
             end = run.end;
         }
-        let block = gather.first((end - first) as usize);
+        let block = gather.first((end - first) as usize)?;
         // Through `fill_all`, so that a source that fills something else is noticed here too.
         let block: &[u8] = fill_all(block, |filled, rest| {
             self.source
@@ -381,18 +459,22 @@ impl Runs<'_> {
 struct Scratch {
     gather: Room,
     cast: Room,
+    /// Of pieces that are read together.
+    block: Room,
 }
 
-impl Default for Scratch {
-    fn default() -> Self {
+impl Scratch {
+    fn new(access: &Access) -> Self {
         Self {
-            gather: Room::new(GATHER_BUFFER),
+            gather: Room::new(access.together),
             cast: Room::new(CAST_BUFFER),
+            block: Room::new(access.together),
         }
     }
 }
 
 /// Memory that is allocated when it is first needed, and never zeroed.
+#[derive(Default)]
 struct Room {
     len: u64,
     memory: Vec<MaybeUninit<u8>>,
@@ -407,10 +489,17 @@ impl Room {
     }
 
     /// The first `len` bytes of all that there is.
-    fn first(&mut self, len: usize) -> &mut [MaybeUninit<u8>] {
-        if self.memory.is_empty() {
-            self.memory = vec![MaybeUninit::uninit(); self.len as usize];
+    fn first(&mut self, len: usize) -> Result<&mut [MaybeUninit<u8>]> {
+        if self.memory.len() < len {
+            // What is short enough comes from the allocator without asking the system.
+            let short = len as u64 <= CAST_BUFFER;
+            self.memory = Vec::new();
+            self.memory = uninit(if short {
+                len as u64
+            } else {
+                self.len.max(len as u64)
+            })?;
         }
-        self.memory.get_mut(..len).unwrap_or_default()
+        Ok(self.memory.get_mut(..len).unwrap_or_default())
     }
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use memmap2::{Mmap, MmapOptions, MmapRaw};
 
+use super::access::Access;
 use super::source::{FileSource, Identity, ReadAt, copy_at};
-use crate::{Code, Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// A regular file mapped into memory: its bytes can be borrowed without being read first.
 ///
@@ -58,6 +59,10 @@ impl ReadAt for MappedSource {
         Some(&self.map)
     }
 
+    fn access(&self) -> Access {
+        Access::LOCAL
+    }
+
     fn map_private(&self) -> Result<Option<PrivateMap>> {
         let map = || {
             let file = FileSource::open(&self.path)?;
@@ -74,7 +79,7 @@ impl ReadAt for MappedSource {
     fn as_file(&self) -> Result<Option<FileSource>> {
         // The mapping keeps no descriptor. If the path leads elsewhere by now, its memory has to do.
         let file = FileSource::open(&self.path).ok();
-        Ok(file.filter(|file| file.identity() == self.identity))
+        Ok(file.filter(|file| file.identity().is_same(&self.identity)))
     }
 }
 

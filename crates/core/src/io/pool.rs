@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::Errno;
 
+use super::access::Access;
 use super::source::{FileSource, Identity, ReadAt};
-use crate::{Code, Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// Descriptors that one checkpoint keeps open: enough for any usual one, and little enough for a
 /// process that may open 64 files.
@@ -20,6 +21,8 @@ const OPEN_FILES: usize = 24;
 pub(crate) struct FilePool {
     open: Mutex<VecDeque<(Ticket, Arc<FileSource>)>>,
     tickets: AtomicUsize,
+    /// What reading them costs, once somebody asked.
+    access: OnceLock<Access>,
 }
 
 /// Tells the files of a pool apart.
@@ -72,10 +75,14 @@ impl FilePool {
 
     fn keep(&self, ticket: Ticket, file: &Arc<FileSource>) {
         let mut open = self.lock();
-        if open.len() >= OPEN_FILES {
-            open.pop_front();
-        }
+        let given_up = match open.len() >= OPEN_FILES {
+            true => open.pop_front(),
+            false => None,
+        };
         open.push_back((ticket, Arc::clone(file)));
+        // Closing it is a call, for which nobody should have to wait.
+        drop(open);
+        drop(given_up);
     }
 
     fn open(&self, path: &Path) -> Result<Arc<FileSource>> {
@@ -123,9 +130,12 @@ impl ReadAt for PooledFile {
         self.pool.file(self)?.as_file()
     }
 
-    fn prefers_one_stream(&self) -> bool {
-        let file = self.pool.file(self);
-        file.is_ok_and(|file| file.prefers_one_stream())
+    fn access(&self) -> Access {
+        // The files of a checkpoint lie on one disk.
+        *self.pool.access.get_or_init(|| {
+            let file = self.pool.file(self);
+            file.map_or(Access::LOCAL, |file| file.access())
+        })
     }
 
     fn check_unchanged(&self) -> Result<()> {

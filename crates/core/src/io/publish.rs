@@ -4,17 +4,25 @@
 //! Whoever stops half-way leaves at most a stage, whose name says that it is one. The next save of a
 //! checkpoint into the folder removes it, once nobody writes to it any more.
 
-use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::mem;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::source::{describe, open_error};
-use crate::{Code, Error, Result};
+use super::entry::Entry;
+use super::rights::Rights;
+use super::source::open_error;
+use crate::error::{Code, Error, Result};
+
+/// What the name of every stage has: a checkpoint's files have it anyway.
+const MARK: &str = ".safetensors";
 
 /// The end of the names of stages.
 const STAGE_END: &str = ".partial";
@@ -28,52 +36,13 @@ const LONGEST_NAME: usize = 255;
 /// The end of the names of journals; see [`sweep`](super::lock::sweep).
 pub(crate) const JOURNAL_END: &str = ".commit";
 
-/// Who may read and write a new file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// Everybody whom the process's umask allows.
-    New,
-    /// Those who may read and write the file that is replaced.
-    Kept(u32),
-}
-
-impl Mode {
-    /// The mode for what will be saved at `path`, where there may be a file already, or a link to
-    /// one.
-    ///
-    /// # Errors
-    /// `not-a-regular-file` where there is something else, which a save must not replace.
-    pub(crate) fn at(path: &Path) -> Result<Self> {
-        let found = match fs::metadata(path) {
-            Ok(metadata) if metadata.is_file() => return Ok(Self::Kept(metadata.mode() & 0o777)),
-            Ok(metadata) => describe(&metadata),
-            // A link that leads nowhere is replaced like any other.
-            Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
-                Some(Errno::NOENT | Errno::LOOP) => return Ok(Self::New),
-                _ => return Err(open_error(error).at_path(path)),
-            },
-        };
-        Err(Error::new(Code::NotRegularFile)
-            .at_path(path)
-            .found(found)
-            .help("save under another name"))
-    }
-
-    /// The bits with which the file is made: at no time more than it will have.
-    fn at_first(self) -> u32 {
-        match self {
-            Self::New => 0o666,
-            Self::Kept(mode) => mode & 0o666,
-        }
-    }
-}
-
 /// A file that does not have its name yet. Removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Stage {
     path: PathBuf,
     target: PathBuf,
-    published: bool,
+    /// Device and inode, so that nothing else is published under its name.
+    identity: (u64, u64),
 }
 
 /// What to do with a file that has the name already.
@@ -91,40 +60,27 @@ impl Stage {
     ///
     /// # Errors
     /// `not-found` where there is no such folder; `io`. Both name the final path.
-    pub(crate) fn create(folder: &Path, name: &str, mode: Mode) -> Result<(Self, File)> {
-        Self::create_as(folder, name, name, mode)
-    }
-
-    /// As [`Stage::create`], for a file that goes with a checkpoint and whose name does not say so: the
-    /// stage's does, so that it is swept like any other.
-    ///
-    /// # Errors
-    /// As [`Stage::create`].
-    pub(crate) fn create_beside(folder: &Path, name: &str, mode: Mode) -> Result<(Self, File)> {
-        Self::create_as(folder, name, &format!("{name}.safetensors"), mode)
-    }
-
-    fn create_as(folder: &Path, name: &str, staged: &str, mode: Mode) -> Result<(Self, File)> {
+    pub(crate) fn create(folder: &Path, name: &str, rights: &Rights) -> Result<(Self, File)> {
         let target = folder.join(name);
         loop {
-            let path = folder.join(stage_name(staged));
-            let file = match open_new(&path, mode) {
+            let path = folder.join(stage_name(name));
+            let file = match open_new(&path, rights.at_first()) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(open_error(error).at_path(target)),
             };
+            let metadata = file.metadata();
+            let metadata = metadata.map_err(|error| Error::io(Code::Io, error).at_path(&target))?;
             let stage = Self {
                 path,
                 target: target.clone(),
-                published: false,
+                identity: identity(&metadata),
             };
-            if was_swept(&file) {
+            let failed = |error| Error::io(Code::Io, error).at_path(&target);
+            if was_swept(&file).map_err(failed)? {
                 continue;
             }
-            if let Mode::Kept(mode) = mode {
-                // Where it is refused, the bits of the beginning stay, which are no more than these.
-                let _refused = file.set_permissions(Permissions::from_mode(mode));
-            }
+            rights.give_to(&file);
             return Ok((stage, file));
         }
     }
@@ -139,43 +95,82 @@ impl Stage {
         &self.target
     }
 
-    /// Gives the file its name. Whoever opens the name finds what was there before or this file,
-    /// whole.
-    ///
-    /// # Errors
-    /// `io`, with the final path; then the stage is removed.
-    pub(crate) fn publish(mut self, how: Publish) -> Result<()> {
-        self.rename(how)
+    /// Its name until then.
+    pub(crate) fn name(&self) -> &str {
+        let name = self.path.file_name().and_then(OsStr::to_str);
+        name.unwrap_or_default()
     }
 
-    /// As [`Stage::publish`], but the stage stays where it fails, until it is dropped.
+    /// What it is called in the end.
+    pub(crate) fn final_name(&self) -> &str {
+        let name = self.target.file_name().and_then(OsStr::to_str);
+        name.unwrap_or_default()
+    }
+
+    /// The file as it will be found under its final name.
     ///
     /// # Errors
-    /// `io`, with the final path.
-    pub(crate) fn rename(&mut self, how: Publish) -> Result<()> {
-        let renamed = match how {
-            Publish::Replace => fs::rename(&self.path, &self.target),
-            Publish::NoReplace => rename_to_new(&self.path, &self.target),
+    /// `io`; `file-changed` where something else is in its place, or nothing: whoever may write to the
+    /// folder may have put a link there, or another file.
+    pub(crate) fn entry(&self) -> Result<Entry> {
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        let now = match fs::symlink_metadata(&self.path) {
+            // Whatever was in its place may be swept by now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(swapped(&self.target));
+            }
+            now => now.map_err(|error| Error::io(Code::Io, error).at_path(&self.target))?,
         };
-        renamed.map_err(|error| Error::io(Code::Io, error).at_path(&self.target))?;
-        self.published = true;
-        Ok(())
+        match Entry::at(folder, self.name())? {
+            Some(entry) if now.is_file() && identity(&now) == self.identity => {
+                Ok(entry.renamed_to(self.final_name().to_owned()))
+            }
+            _ => Err(swapped(&self.target)),
+        }
     }
+
+    /// Leaves it where it is: it got its name, or somebody else knows of it.
+    pub(crate) fn leave(self) {
+        mem::forget(self);
+    }
+}
+
+/// The error of a stage that is not what was staged.
+pub(crate) fn swapped(target: &Path) -> Error {
+    Error::new(Code::FileChanged)
+        .at_path(target)
+        .expected("the file that was staged for it")
+        .found("something else in its place, or nothing")
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        if !self.published {
-            let _left_for_the_sweep = fs::remove_file(&self.path);
-        }
+        let _left_for_the_sweep = fs::remove_file(&self.path);
     }
 }
 
-/// Brings the names of a folder to the medium. Where the system cannot do that for folders, it needs
+/// Renames a file in its folder. Whoever opens the new name finds what was there before or this file,
+/// whole.
+///
+/// # Errors
+/// `io`, with the new path.
+pub(crate) fn rename(from: &Path, to: &Path, how: Publish) -> Result<()> {
+    let renamed = match how {
+        Publish::Replace => fs::rename(from, to),
+        Publish::NoReplace => rename_to_new(from, to),
+    };
+    renamed.map_err(|error| Error::io(Code::Io, error).at_path(to))
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Brings the names of a folder to the disk. Where the system cannot do that for folders, it needs
 /// no telling or there is no way, and the call succeeds.
 ///
 /// # Errors
-/// `io` where the medium failed.
+/// `io` where the disk failed.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     let synced = open_folder(folder)?.sync_all();
     match synced {
@@ -206,22 +201,38 @@ pub(crate) fn is_stage_name(name: &str) -> bool {
     };
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     parts().is_some_and(|(of, unique)| {
-        of.contains(".safetensors") && unique.len() == UNIQUE && unique.bytes().all(is_digit)
+        of.contains(MARK) && unique.len() == UNIQUE && unique.bytes().all(is_digit)
     })
 }
 
 /// Locks a new stage against the sweep, which may have come first: it looks at names, and the lock
 /// can only follow the name.
-fn was_swept(file: &File) -> bool {
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => true,
-        // Where there are no locks, nothing is swept.
-        Err(TryLockError::Error(_)) => false,
-        Ok(()) => file.metadata().is_ok_and(|metadata| metadata.nlink() == 0),
+fn was_swept(file: &File) -> io::Result<bool> {
+    loop {
+        return match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {
+                continue;
+            }
+            // Nothing is swept either.
+            Err(TryLockError::Error(error)) if has_no_locks(&error) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(error),
+            Ok(()) => Ok(file.metadata()?.nlink() == 0),
+        };
     }
 }
 
+/// Whether a file could not be locked because files cannot be locked there.
+pub(super) fn has_no_locks(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    errno.is_some_and(|errno| is_unsupported(errno) || errno == Errno::NOLCK)
+}
+
 fn stage_name(of: &str) -> String {
+    let of = match of.contains(MARK) {
+        true => Cow::from(of),
+        false => Cow::from(format!("{of}{MARK}")),
+    };
     let room = LONGEST_NAME - ".".len() - ".".len() - UNIQUE - STAGE_END.len();
     // Of a long name the end, which says what kind of file it is.
     let cut = of.len().saturating_sub(room);
@@ -232,16 +243,16 @@ fn stage_name(of: &str) -> String {
     format!(".{of}.{unique:016x}{STAGE_END}")
 }
 
-fn open_new(path: &Path, mode: Mode) -> io::Result<File> {
+fn open_new(path: &Path, mode: u32) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(mode.at_first())
+        .mode(mode)
         .custom_flags(OFlags::NOFOLLOW.bits() as i32)
         .open(path)
 }
 
-pub(super) fn open_folder(folder: &Path) -> Result<File> {
+fn open_folder(folder: &Path) -> Result<File> {
     OpenOptions::new()
         .read(true)
         .custom_flags(OFlags::DIRECTORY.bits() as i32)
@@ -273,7 +284,8 @@ fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
 
     use tempfile::{TempDir, tempdir};
@@ -290,12 +302,23 @@ mod tests {
     }
 
     fn stage(folder: &TempDir, name: &str, bytes: &str) -> Stage {
-        let (stage, file) = Stage::create(folder.path(), name, Mode::New).unwrap();
+        let (stage, file) = Stage::create(folder.path(), name, &Rights::New).unwrap();
         io::Write::write_all(&mut &file, bytes.as_bytes()).unwrap();
         stage
     }
 
     const NAME: &str = "model.safetensors";
+
+    fn publish(stage: Stage, how: Publish) -> Result<()> {
+        rename(stage.path(), stage.target(), how)
+    }
+
+    fn mode_at(path: &Path) -> Option<u32> {
+        match Rights::at(path).unwrap() {
+            Rights::Kept(kept) => Some(kept.mode),
+            _ => None,
+        }
+    }
 
     #[test]
     fn a_stage_is_hidden_until_it_is_published_and_gone_when_dropped() {
@@ -306,9 +329,7 @@ mod tests {
         assert_eq!(staged.path(), folder.path().join(&name));
         drop(staged);
         assert!(names(&folder).is_empty());
-        stage(&folder, NAME, "new")
-            .publish(Publish::NoReplace)
-            .unwrap();
+        publish(stage(&folder, NAME, "new"), Publish::NoReplace).unwrap();
         assert_eq!(names(&folder), [NAME]);
         assert_eq!(fs::read(folder.path().join(NAME)).unwrap(), b"new");
     }
@@ -318,9 +339,7 @@ mod tests {
         let folder = tempdir().unwrap();
         let path = folder.path().join(NAME);
         fs::write(&path, "old").unwrap();
-        let error = stage(&folder, NAME, "new")
-            .publish(Publish::NoReplace)
-            .unwrap_err();
+        let error = publish(stage(&folder, NAME, "new"), Publish::NoReplace).unwrap_err();
         assert_eq!(error.code(), Code::Io);
         assert_eq!(error.path(), Some(&*path));
         assert_eq!(
@@ -328,9 +347,7 @@ mod tests {
             io::ErrorKind::AlreadyExists
         );
         assert_eq!(fs::read(&path).unwrap(), b"old");
-        stage(&folder, NAME, "new")
-            .publish(Publish::Replace)
-            .unwrap();
+        publish(stage(&folder, NAME, "new"), Publish::Replace).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(names(&folder), [NAME]);
     }
@@ -342,10 +359,8 @@ mod tests {
         fs::write(&blob, "old").unwrap();
         fs::set_permissions(&blob, Permissions::from_mode(0o640)).unwrap();
         symlink("blob", &link).unwrap();
-        assert_eq!(Mode::at(&link).unwrap(), Mode::Kept(0o640));
-        stage(&folder, NAME, "new")
-            .publish(Publish::Replace)
-            .unwrap();
+        assert_eq!(mode_at(&link), Some(0o640));
+        publish(stage(&folder, NAME, "new"), Publish::Replace).unwrap();
         assert!(!link.is_symlink());
         assert_eq!(fs::read(&link).unwrap(), b"new");
         assert_eq!(fs::read(&blob).unwrap(), b"old");
@@ -357,10 +372,8 @@ mod tests {
         let link = folder.path().join(NAME);
         for to in ["nothing", NAME] {
             symlink(to, &link).unwrap();
-            assert_eq!(Mode::at(&link).unwrap(), Mode::New);
-            stage(&folder, NAME, "new")
-                .publish(Publish::Replace)
-                .unwrap();
+            assert_eq!(mode_at(&link), None);
+            publish(stage(&folder, NAME, "new"), Publish::Replace).unwrap();
             assert_eq!(names(&folder), [NAME]);
             fs::remove_file(&link).unwrap();
         }
@@ -383,30 +396,20 @@ mod tests {
         )
         .unwrap();
         for name in ["folder", "link", "socket", "fifo"] {
-            let error = Mode::at(&at(name)).unwrap_err();
+            let error = Rights::at(&at(name)).unwrap_err();
             assert_eq!(error.code(), Code::NotRegularFile, "{name}");
             assert_eq!(error.path(), Some(&*at(name)));
         }
         assert_eq!(
-            Mode::at(Path::new("/dev/null")).unwrap_err().finding(),
+            Rights::at(Path::new("/dev/null")).unwrap_err().finding(),
             Some("a device")
         );
     }
 
     #[test]
-    fn the_mode_is_that_of_the_file_before() {
-        let folder = tempdir().unwrap();
-        for mode in [0o600, 0o640, 0o444, 0o755, 0o000] {
-            let (stage, file) = Stage::create(folder.path(), NAME, Mode::Kept(mode)).unwrap();
-            assert_eq!(file.metadata().unwrap().mode() & 0o7777, mode);
-            drop(stage);
-        }
-    }
-
-    #[test]
     fn an_absent_folder_is_named() {
         let folder = Path::new("/nonexistent/folder");
-        let error = Stage::create(folder, NAME, Mode::New).unwrap_err();
+        let error = Stage::create(folder, NAME, &Rights::New).unwrap_err();
         assert_eq!(error.code(), Code::NotFound);
         assert_eq!(error.path(), Some(&*folder.join(NAME)));
     }
@@ -418,9 +421,7 @@ mod tests {
             for letter in ["x", "é"] {
                 let stem = letter.repeat(len / letter.len());
                 let name = format!("{stem}.safetensors");
-                stage(&folder, &name, "")
-                    .publish(Publish::NoReplace)
-                    .unwrap();
+                publish(stage(&folder, &name, ""), Publish::NoReplace).unwrap();
                 fs::remove_file(folder.path().join(name)).unwrap();
             }
         }

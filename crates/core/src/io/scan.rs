@@ -4,25 +4,15 @@
 //! when they are hashed, counted or compared; a mapped file is looked at where it lies.
 
 use std::mem::MaybeUninit;
-use std::path::Path;
 
-use super::buffer::fill_all;
-use super::source::ReadAt;
+use super::buffer::{fill_all, uninit};
+use super::extent::Extent;
 use super::workers::{Workers, threads};
-use crate::{Code, Error, ReadOptions, Result};
+use crate::error::{Code, Error, Result};
+use crate::io::engine::ReadOptions;
 
 /// Bytes in a block: whole elements of any dtype, those of 6 bits included.
 const BLOCK: u64 = 3 << 17;
-
-/// Bytes of a file that lie side by side.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Span<'s> {
-    pub(crate) source: &'s dyn ReadAt,
-    /// What errors call the file.
-    pub(crate) path: &'s Path,
-    pub(crate) start: u64,
-    pub(crate) len: u64,
-}
 
 /// One look at some bytes.
 pub(crate) struct Scan<'o>(Workers<'o>);
@@ -60,17 +50,17 @@ impl<'s> Reader<'s> {
         }
     }
 
-    /// Shows all bytes of a span, block by block.
+    /// Shows all bytes of an extent, block by block.
     pub(crate) fn read(
         &mut self,
-        span: &Span<'_>,
+        extent: &Extent<'_>,
         mut show: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let [block, _] = &mut self.blocks;
         let mut at = 0;
-        while at < span.len {
+        while at < extent.len {
             self.workers.go_on()?;
-            let bytes = block.of(span, at, BLOCK)?;
+            let bytes = block.of(extent, at, BLOCK)?;
             show(bytes)?;
             at += bytes.len() as u64;
             self.workers.add(bytes.len() as u64);
@@ -78,11 +68,11 @@ impl<'s> Reader<'s> {
         Ok(())
     }
 
-    /// Shows two spans with the same number of elements side by side, as many elements of the one as
+    /// Shows two extents with the same number of elements side by side, as many elements of the one as
     /// of the other at a time. `bits` are those of an element of each.
     pub(crate) fn read_two(
         &mut self,
-        [a, b]: [&Span<'_>; 2],
+        [a, b]: [&Extent<'_>; 2],
         bits: [u64; 2],
         mut show: impl FnMut(&[u8], &[u8]),
     ) -> Result<()> {
@@ -109,30 +99,25 @@ impl<'s> Reader<'s> {
 struct Block(Vec<MaybeUninit<u8>>);
 
 impl Block {
-    /// Up to `len` bytes of a span, from there on; at most a block, and none only at its end.
-    fn of<'b>(&'b mut self, span: &Span<'b>, at: u64, len: u64) -> Result<&'b [u8]> {
-        let len = len.min(BLOCK).min(span.len - at);
-        let start = span.start + at;
-        if let Some(bytes) = span.source.as_bytes() {
-            let range = usize::try_from(start).ok().and_then(|start| {
-                let end = start.checked_add(len as usize)?;
-                bytes.get(start..end)
-            });
-            return range.ok_or_else(|| {
+    /// Up to `len` bytes of an extent, from there on; at most a block, and none only at its end.
+    fn of<'b>(&'b mut self, extent: &Extent<'b>, at: u64, len: u64) -> Result<&'b [u8]> {
+        let part = extent.part(at, len.min(BLOCK));
+        if let Some(bytes) = extent.source.as_bytes() {
+            return part.bytes().ok_or_else(|| {
                 Error::new(Code::FileTruncated)
-                    .at_path(span.path)
+                    .at_path(extent.path)
                     .at_offset(bytes.len() as u64)
             });
         }
         if self.0.is_empty() {
-            self.0 = vec![MaybeUninit::uninit(); BLOCK as usize];
+            self.0 = uninit(BLOCK)?;
         }
-        let room = self.0.get_mut(..len as usize).unwrap_or_default();
+        let room = self.0.get_mut(..part.len as usize).unwrap_or_default();
         let filled = fill_all(room, |filled, rest| {
-            span.source.read_at(start + filled as u64, rest)
+            extent.source.read_at(part.start + filled as u64, rest)
         });
         filled
             .map(|bytes| &*bytes)
-            .map_err(|error| error.at_path(span.path).at_offset(start))
+            .map_err(|error| error.at_path(extent.path).at_offset(part.start))
     }
 }

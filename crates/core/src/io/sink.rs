@@ -10,15 +10,19 @@ use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 
 use super::direct::DirectWriter;
+use super::durability::Durability;
 use super::source::FileSource;
-use super::transfer::{copied_by_system, read_through};
-use crate::{Code, Durability, Error, Result};
+use super::transfer::{BUFFER, copied_by_system, read_through};
+use crate::error::{Code, Error, Result};
 
 /// Below this, the page cache is no slower.
 const WORTH_DIRECT: u64 = 16 << 20;
 
 /// What is smaller than this is gathered, so that small tensors do not take a call each.
 const GATHER: usize = 64 << 10;
+
+/// Of fewer bytes, no file system shares any, and the system takes longer to copy them.
+const BLOCK: u64 = 4096;
 
 /// So many bytes in the cache are worth waking the medium.
 const AHEAD: u64 = 32 << 20;
@@ -101,13 +105,14 @@ impl<'f> Sink<'f> {
         Ok(())
     }
 
-    /// Writes bytes of another file next.
+    /// Writes bytes of another file next: the system copies them, unless they are few.
     ///
     /// # Errors
     /// As [`Sink::write`]; `file-truncated` and `io` with the path of `from` where that is at fault.
     pub(crate) fn copy(&mut self, from: &FileSource, mut range: Range<u64>) -> Result<()> {
         if let Way::Cached(file) = &mut self.way
             && !self.refused
+            && range.end - range.start >= BLOCK
         {
             file.flush().map_err(failed)?;
             let copied = copied_by_system(from, &range, self.file).map_err(failed)?;
@@ -117,7 +122,7 @@ impl<'f> Sink<'f> {
             self.refused = !range.is_empty();
             self.begin_ahead();
         }
-        read_through(from, range, &mut |bytes| self.write(bytes))
+        read_through(from, range, BUFFER, &mut |bytes| self.write(bytes))
     }
 
     /// Lets the medium begin with what is in the cache, so that there is little left to wait for.

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
+use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,9 +13,10 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::access::Access;
 use super::buffer::{fill_all, filled_vec};
 use super::mmap::PrivateMap;
-use crate::{Code, Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// A source of bytes that is read by position, from any thread.
 ///
@@ -59,9 +61,9 @@ pub trait ReadAt: Debug + Send + Sync {
         Ok(None)
     }
 
-    /// Whether one stream reads it faster than several.
-    fn prefers_one_stream(&self) -> bool {
-        false
+    /// What reading it costs.
+    fn access(&self) -> Access {
+        Access::default()
     }
 
     /// Says whether the bytes may have changed since the source was opened.
@@ -162,11 +164,12 @@ impl ReadAt for FileSource {
         Ok(Some(self.clone()))
     }
 
-    #[cfg(target_os = "linux")]
-    fn prefers_one_stream(&self) -> bool {
-        const FUSE: u64 = 0x6573_5546;
-        // The kernel cuts a FUSE read into small requests, and those of two readers interleave.
-        rustix::fs::fstatfs(&*self.file).is_ok_and(|system| system.f_type as u64 == FUSE)
+    fn access(&self) -> Access {
+        match is_on_fuse(&self.file) {
+            // The kernel cuts a FUSE read into small requests, and those of two readers interleave.
+            true => Access::LOCAL.streams(NonZeroUsize::MIN),
+            false => Access::LOCAL,
+        }
     }
 
     fn check_unchanged(&self) -> Result<()> {
@@ -180,44 +183,66 @@ impl ReadAt for FileSource {
     }
 }
 
-/// Bytes in memory.
+#[cfg(target_os = "linux")]
+fn is_on_fuse(file: &File) -> bool {
+    const FUSE: u64 = 0x6573_5546;
+    rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type as u64 == FUSE)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_on_fuse(_file: &File) -> bool {
+    false
+}
+
+/// Bytes in memory, which clones share.
 #[derive(Clone)]
-pub struct MemorySource(Arc<[u8]>);
+pub struct MemorySource(Arc<dyn AsRef<[u8]> + Send + Sync>);
 
 impl MemorySource {
-    /// Takes the bytes of a whole file.
-    pub fn new(bytes: impl Into<Arc<[u8]>>) -> Self {
-        Self(bytes.into())
+    /// Takes the bytes of a whole file, whoever owns them. Copies nothing.
+    pub fn new(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(bytes))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        (*self.0).as_ref()
     }
 }
 
 impl ReadAt for MemorySource {
     fn len(&self) -> u64 {
-        self.0.len() as u64
+        self.bytes().len() as u64
     }
 
     fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
-        copy_at(&self.0, offset, buf)
+        copy_at(self.bytes(), offset, buf)
     }
 
     fn as_bytes(&self) -> Option<&[u8]> {
-        Some(&self.0)
+        Some(self.bytes())
+    }
+
+    fn access(&self) -> Access {
+        Access::LOCAL
     }
 }
 
 impl Debug for MemorySource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "MemorySource({} bytes)", self.0.len())
+        write!(f, "MemorySource({} bytes)", self.len())
     }
 }
 
 /// What tells a file from another one that took its place, or from itself after a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
     pub(crate) len: u64,
     device: u64,
     inode: u64,
     modified: (i64, i64),
+    /// Which nobody can put back; and how many names it has, since that changes the time too.
+    changed: (i64, i64),
+    links: u64,
 }
 
 impl Identity {
@@ -227,11 +252,20 @@ impl Identity {
             device: metadata.dev(),
             inode: metadata.ino(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            links: metadata.nlink(),
         }
     }
 
+    /// Whether nothing was written to it: where only its names became more or fewer, as when a save
+    /// replaces it, its bytes are the same.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let file = |it: &Self| (it.len, it.device, it.inode, it.modified);
+        file(self) == file(other) && (self.changed == other.changed || self.links != other.links)
+    }
+
     fn check(&self, now: &std::fs::Metadata) -> Result<()> {
-        if Self::of(now) == *self {
+        if self.is_same(&Self::of(now)) {
             return Ok(());
         }
         Err(Error::new(Code::FileChanged)
@@ -243,7 +277,7 @@ impl Identity {
     }
 
     pub(crate) fn check_same(&self, other: &Self) -> Result<()> {
-        if self == other {
+        if self.is_same(other) {
             return Ok(());
         }
         Err(Error::new(Code::FileChanged)
@@ -274,7 +308,9 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, Identity)> {
 /// The error of opening a path, by cause.
 pub(crate) fn open_error(error: io::Error) -> Error {
     match error.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::NOENT | Errno::NOTDIR) => Error::new(Code::NotFound),
+        // Nothing can have a name that is too long.
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => Error::new(Code::NotFound),
+        Some(Errno::LOOP) => Error::new(Code::NotRegularFile).found("a link that leads to itself"),
         // What opening a socket answers.
         Some(Errno::NXIO) => Error::new(Code::NotRegularFile).found("a socket or device"),
         _ => Error::io(Code::Io, error),

@@ -3,15 +3,15 @@
 
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::buffer::fill_all;
+use super::buffer::{fill_all, uninit};
+use super::data::WriteBytes;
 use super::source::{FileSource, ReadAt};
-use crate::Result;
+use crate::error::Result;
 
-/// What is read and then written at a time, where that has to be.
-const BUFFER: usize = 1 << 20;
+/// What is read and then written at a time, where the system does not copy.
+pub(crate) const BUFFER: u64 = 1 << 20;
 
 /// Lets the system append bytes of `from` to what was written to `to`. Returns how many of them it
 /// did, which may be none.
@@ -45,24 +45,24 @@ pub(super) fn copied_by_system(_: &FileSource, _: &Range<u64>, _: &File) -> io::
     Ok(0)
 }
 
-/// Reads bytes of `from`, piece by piece.
+/// Reads bytes of `from`, a piece at a time.
 ///
 /// # Errors
 /// What `write` answered; `file-truncated` and `io` with the path of `from`.
 pub(crate) fn read_through(
-    from: &FileSource,
+    from: &dyn ReadAt,
     range: Range<u64>,
-    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+    piece: u64,
+    write: &mut WriteBytes<'_>,
 ) -> Result<()> {
-    let left = |at| usize::try_from(range.end - at).unwrap_or(usize::MAX);
-    let mut memory = vec![MaybeUninit::uninit(); left(range.start).min(BUFFER)];
+    let mut memory = uninit(piece.min(range.end.saturating_sub(range.start)))?;
     let mut at = range.start;
     while at < range.end {
-        let len = memory.len().min(left(at));
-        let piece = memory.get_mut(..len).unwrap_or_default();
+        let len = piece.min(range.end - at);
+        let piece = memory.get_mut(..len as usize).unwrap_or_default();
         let piece = fill_all(piece, |filled, rest| from.read_at(at + filled as u64, rest))?;
         write(piece)?;
-        at += len as u64;
+        at += len;
     }
     Ok(())
 }

@@ -1,18 +1,22 @@
 //! Work on a few threads: one queue, one count of what is done, and one stop for all of them.
 
+use std::fmt;
 use std::mem;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
-use crate::{Code, Error, Result};
+use crate::error::{Code, Error, Result};
+use crate::limits::room;
 
 /// More threads than this have not made any storage faster.
 const MAX_THREADS: usize = 8;
 
 /// How far a read or a save has come, in bytes of tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     /// Bytes read or written so far.
     pub done: u64,
@@ -23,23 +27,43 @@ pub struct Progress {
 /// What is called to tell how far work has come.
 pub(crate) type OnProgress = dyn Fn(Progress) + Send + Sync;
 
+impl Progress {
+    /// So many bytes of so many.
+    pub fn new(done: u64, total: u64) -> Self {
+        Self { done, total }
+    }
+}
+
 /// A switch that stops a running read or save, from any thread; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<Switch>);
 
-#[derive(Debug, Default)]
+/// What is called with the folder that is waited for.
+type OnWait = dyn Fn(&Path) + Send + Sync;
+
+#[derive(Default)]
 struct Switch {
     used: AtomicBool,
     parent: Option<Cancel>,
+    on_wait: Option<Box<OnWait>>,
 }
 
 impl Cancel {
+    /// A switch of work that may have to wait, such as a save for another one into the same folder: once
+    /// it has waited for a second, `told` is called with the folder, once, from the thread that waits.
+    pub fn on_wait(told: impl Fn(&Path) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Switch {
+            on_wait: Some(Box::new(told)),
+            ..Switch::default()
+        }))
+    }
+
     /// A switch that this one works too, but that does not work this one.
     #[must_use]
     pub fn child(&self) -> Self {
         Self(Arc::new(Switch {
-            used: AtomicBool::new(false),
             parent: Some(self.clone()),
+            ..Switch::default()
         }))
     }
 
@@ -52,6 +76,33 @@ impl Cancel {
     pub fn is_cancelled(&self) -> bool {
         let parent = self.0.parent.as_ref();
         self.0.used.load(Ordering::Relaxed) || parent.is_some_and(Self::is_cancelled)
+    }
+
+    /// Fails with `cancelled` once the switch was used, if there is one.
+    pub(crate) fn check(cancel: Option<&Self>) -> Result<()> {
+        match cancel.is_some_and(Self::is_cancelled) {
+            true => Err(Error::new(Code::Cancelled)),
+            false => Ok(()),
+        }
+    }
+
+    /// Says for what the work waits.
+    pub(crate) fn waits_for(&self, folder: &Path) {
+        match (&self.0.on_wait, &self.0.parent) {
+            (Some(told), _) => told(folder),
+            (None, Some(parent)) => parent.waits_for(folder),
+            (None, None) => {}
+        }
+    }
+}
+
+impl fmt::Debug for Switch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Switch")
+            .field("used", &self.used)
+            .field("parent", &self.parent)
+            .field("on_wait", &self.on_wait.is_some())
+            .finish()
     }
 }
 
@@ -95,10 +146,7 @@ impl<'o> Workers<'o> {
 
     /// Fails with `cancelled` once the work is to stop.
     pub(crate) fn go_on(&self) -> Result<()> {
-        match self.stop.is_cancelled() {
-            true => Err(Error::new(Code::Cancelled)),
-            false => Ok(()),
-        }
+        Cancel::check(Some(&self.stop))
     }
 
     /// Counts bytes and tells the caller.
@@ -126,7 +174,7 @@ impl<'o> Workers<'o> {
         let items = items.into_iter();
         let count = items.len();
         let items = Mutex::new(items.enumerate());
-        let results = Mutex::new(Vec::with_capacity(count));
+        let results = Mutex::new(room(count)?);
         let failure = Mutex::new(None);
         let worker = || {
             let stop = StopWhenDropped(&self.stop);

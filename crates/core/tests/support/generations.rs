@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use safeshard_core::{
     Cancel, Checkpoint, Code, Dtype, Durability, Error, Result, SaveOptions, SaveReport,
-    SaveTensor, ShardFile, Sharding, TensorData, Ties, save,
+    SaveTensor, ShardFile, Sharding, TensorData, Ties, WriteBytes, save,
 };
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::INDEX;
+use super::journals::{Age, is_journal, name_copies, name_files, timeless};
+use super::strace::Stages;
 use super::tensors::SINGLE;
-use super::trace::Stages;
 
 /// As in the model of `tests/python/load_folders.py`; of one element each.
 const TENSORS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -170,9 +171,9 @@ impl<F: Fn() -> Result<()> + Send + Sync> TensorData for Late<'_, F> {
         Some(self.bytes.len() as u64)
     }
 
-    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn write_range(&self, range: Range<u64>, write: &mut WriteBytes<'_>) -> Result<()> {
         (self.before)()?;
-        write(self.bytes)
+        self.bytes.write_range(range, write)
     }
 }
 
@@ -239,18 +240,22 @@ impl Scene {
     /// Another with the same files, which are as old; stages have the names of [`Scene::files`].
     pub fn again(&self) -> Self {
         let again = Self::empty_in_memory();
-        copy(&self.model(), &again.model(), &Stages::of(&self.root));
+        let stages = Stages::of(&self.root);
+        copy(&self.model(), &again.model(), &stages);
+        let renamed = |name: &str| stages.places_in(name);
+        name_copies(&self.model(), &again.model(), renamed);
         again
     }
 
-    /// Puts a file of [`Scene::files`] into the folder.
-    pub fn put(&self, name: &str, bytes: &[u8], age: Age) {
-        let path = self.model().join(name);
-        write(&path, bytes);
-        set_modified(
-            &path,
-            SystemTime::UNIX_EPOCH + Duration::from_secs(age as u64),
-        );
+    /// Puts files of [`Scene::files`] into the folder.
+    pub fn put(&self, files: &BTreeMap<String, (Vec<u8>, Age)>) {
+        for (name, (bytes, age)) in files {
+            let path = self.model().join(name);
+            write(&path, bytes);
+            let age = Duration::from_secs(*age as u64);
+            set_modified(&path, SystemTime::UNIX_EPOCH + age);
+        }
+        name_files(&self.model());
     }
 
     pub fn root(&self) -> &Path {
@@ -370,13 +375,6 @@ fn is_foreign(name: &str) -> bool {
 /// is random in the name of a stage, and times in a journal.
 pub type Files = BTreeMap<String, Vec<u8>>;
 
-/// Which save a file is of; in seconds, as the time of its last change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Age {
-    Old = 1,
-    New = 2,
-}
-
 fn files(folder: &Path, stages: &Stages) -> Files {
     let mut files = Files::new();
     let Ok(entries) = fs::read_dir(folder) else {
@@ -398,25 +396,6 @@ fn files(folder: &Path, stages: &Stages) -> Files {
         }
     }
     files
-}
-
-/// A journal with times of [`Age`]: of a file it has the length, a space and the time.
-fn timeless(journal: &str) -> String {
-    let Ok(mut journal) = serde_json::from_str::<Value>(journal) else {
-        // Not written yet.
-        return journal.to_owned();
-    };
-    for (part, age) in [
-        ("main", Age::New),
-        ("new", Age::New),
-        ("superseded", Age::Old),
-    ] {
-        for mark in journal[part].as_object_mut().unwrap().values_mut() {
-            let (len, _) = mark.as_str().unwrap().split_once(' ').unwrap();
-            *mark = json!(format!("{len} {}.000000000", age as u64));
-        }
-    }
-    journal.to_string()
 }
 
 fn write(path: &Path, bytes: impl AsRef<[u8]>) {
@@ -451,9 +430,4 @@ fn copy(from: &Path, to: &Path, stages: &Stages) {
         }
         set_modified(&target, path.metadata().unwrap().modified().unwrap());
     }
-}
-
-/// Whether a file is a journal, or the stage of one.
-fn is_journal(name: &str) -> bool {
-    name.contains(".commit")
 }

@@ -1,7 +1,7 @@
 //! Checkpoints for tests, written by the `safetensors` crate and, where it would refuse, by hand.
 
 // Each test binary uses its own part of this.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, unused_imports)]
 
 use std::collections::HashMap;
 use std::env;
@@ -18,8 +18,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub mod generations;
+pub mod journals;
 pub mod power;
 pub mod python;
+pub mod strace;
 pub mod tensors;
 pub mod trace;
 

@@ -1,29 +1,40 @@
 //! What a power failure may leave of a folder, worked out from the system calls of a save.
 //!
-//! A file's bytes are safe once the file was synced, a name in the folder once the folder was. Of
-//! what was not, any part may have come to the medium and any part may not: POSIX promises no order.
+//! A file's bytes are safe once the file was synced, a name in the folder once the folder was, and a new
+//! folder once the one that it is in was. Of what was not, any part may have come to the medium and any
+//! part may not: POSIX promises no order. A file that was not synced comes back whole, empty, or as long as
+//! it was and full of zeros, as file systems leave it that bring lengths to the medium before bytes.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
 
-use super::generations::{Age, Files, Scene, model_in};
+use super::generations::{Files, Scene, model_in};
+use super::journals::Age;
 use super::trace::Call;
 
 /// A folder after a power failure.
 pub struct Crash {
     /// How many of the calls had been made; all of them when the save had returned.
     pub calls: usize,
-    files: BTreeMap<String, (Vec<u8>, Age)>,
+    /// None where the folder itself is lost.
+    files: Option<Contents>,
 }
+
+/// The files of a folder, and which save they are of.
+type Contents = BTreeMap<String, (Vec<u8>, Age)>;
 
 impl Crash {
     pub fn names(&self) -> Vec<&str> {
-        self.files.keys().map(String::as_str).collect()
+        let files = self.files.iter();
+        files
+            .flat_map(|files| files.keys().map(String::as_str))
+            .collect()
     }
 
     pub fn scene(&self) -> Scene {
         let scene = Scene::empty_in_memory();
-        for (name, (bytes, age)) in &self.files {
-            scene.put(name, bytes, *age);
+        if let Some(files) = &self.files {
+            scene.put(files);
         }
         scene
     }
@@ -73,6 +84,8 @@ struct Medium {
     safe: BTreeMap<String, Inode>,
     /// What leads from the safe ones to those that processes see.
     pending: Vec<Change>,
+    /// The folders in which one was made on the way to this one, and that were not synced since.
+    made_in: BTreeSet<String>,
 }
 
 impl Medium {
@@ -91,6 +104,7 @@ impl Medium {
             live: names.clone(),
             safe: names,
             pending: Vec::new(),
+            made_in: BTreeSet::new(),
         }
     }
 
@@ -126,6 +140,12 @@ impl Medium {
                 self.change(Change::Add(to.clone(), self.live[from]));
             }
             ("unlink" | "unlinkat", [name]) => self.change(Change::Remove(name.clone())),
+            // Of one that holds files, the call says that it is there.
+            ("mkdir" | "mkdirat", _) if self.live.is_empty() => {
+                let made = call.paths().next().unwrap();
+                let (parent, _) = made.rsplit_once('/').unwrap();
+                self.made_in.insert(parent.to_owned());
+            }
             ("fsync" | "fdatasync", _) => self.sync(call.descriptor().unwrap()),
             _ => {}
         }
@@ -137,7 +157,8 @@ impl Medium {
     }
 
     fn sync(&mut self, path: &str) {
-        if model_in("".as_ref()).ends_with(path.trim_start_matches('/')) {
+        self.made_in.remove(path);
+        if model_in("/".as_ref()) == Path::new(path) {
             self.pending.clear();
             self.safe.clone_from(&self.live);
         } else if let Some(inode) = in_folder(path).and_then(|name| self.live.get(&name)) {
@@ -145,24 +166,46 @@ impl Medium {
         }
     }
 
-    /// The folder for every choice of the pending changes, without the bytes that were not synced.
-    fn outcomes(&self) -> impl Iterator<Item = BTreeMap<String, (Vec<u8>, Age)>> {
+    /// The folder for every choice of the pending changes, and of what became of the bytes that were not
+    /// synced.
+    fn outcomes(&self) -> Vec<Option<Contents>> {
         let count = self.pending.len();
         assert!(count < 12, "{count} changes wait for one sync");
-        (0..1_u32 << count).map(move |chosen| {
+        let chosen = (0..1_u32 << count).map(|chosen| {
             let mut names = self.safe.clone();
             for (at, change) in self.pending.iter().enumerate() {
                 if chosen & 1 << at != 0 {
                     change.apply(&mut names);
                 }
             }
-            let files = names.into_iter().map(|(name, inode)| {
-                let file = &self.inodes[inode];
-                let bytes = if file.synced { &*file.bytes } else { &[] };
-                (name, (bytes.to_vec(), file.age))
-            });
-            files.collect()
-        })
+            names
+        });
+        let lost = (!self.made_in.is_empty()).then_some(None);
+        let there = chosen.flat_map(|names| self.contents(&names)).map(Some);
+        there.chain(lost).collect()
+    }
+
+    /// What files of these names may hold.
+    fn contents(&self, names: &BTreeMap<String, Inode>) -> Vec<Contents> {
+        let mut outcomes = vec![Contents::new()];
+        for (name, inode) in names {
+            let File { bytes, synced, age } = &self.inodes[*inode];
+            let mut may_be = vec![bytes.clone()];
+            if !synced && !bytes.is_empty() {
+                may_be.extend([vec![], vec![0; bytes.len()]]);
+            }
+            let with = |bytes: &Vec<u8>| {
+                let mut outcomes = outcomes.clone();
+                let file = (bytes.clone(), *age);
+                outcomes
+                    .iter_mut()
+                    .for_each(|files| drop(files.insert(name.clone(), file.clone())));
+                outcomes
+            };
+            outcomes = may_be.iter().flat_map(with).collect();
+            assert!(outcomes.len() < 100, "too many files are not synced");
+        }
+        outcomes
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use safeshard_core::{Dtype, Durability, Result, SaveOptions, SaveTensor, TensorData};
+use safeshard_core::{Dtype, Durability, Result, SaveOptions, SaveTensor, TensorData, WriteBytes};
 
 pub const MIB: usize = 1 << 20;
 pub const SINGLE: &str = "model.safetensors";
@@ -69,7 +70,7 @@ pub struct Data<F>(F);
 
 impl<F> TensorData for Data<F>
 where
-    F: Fn(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + Send + Sync,
+    F: Fn(&mut WriteBytes<'_>) -> Result<()> + Send + Sync,
 {
     fn byte_len(&self) -> Option<u64> {
         None
@@ -79,7 +80,7 @@ where
         true
     }
 
-    fn write_to(&self, write: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn write_range(&self, _all: Range<u64>, write: &mut WriteBytes<'_>) -> Result<()> {
         (self.0)(write)
     }
 }
@@ -87,7 +88,7 @@ where
 /// A `U8` tensor `name` of four elements, whose data come from this function.
 pub fn made<F>(name: &str, data: F) -> SaveTensor<'static>
 where
-    F: Fn(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + Send + Sync + 'static,
+    F: Fn(&mut WriteBytes<'_>) -> Result<()> + Send + Sync + 'static,
 {
     SaveTensor::new(name, Dtype::U8, [4], Data(data))
 }

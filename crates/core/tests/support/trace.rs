@@ -1,14 +1,16 @@
 //! The system calls of a child process, listed and struck one at a time with `strace`.
 
 use std::collections::HashMap;
-use std::env;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
+use super::strace::{STAGE_END, Stages, log_in};
 use super::{child_command, passed};
+
+pub use super::strace::works;
 
 /// The calls that change files or let processes wait for each other, by all names that a Linux may
 /// have for them; `?` is for those that it has not.
@@ -20,25 +22,11 @@ const CALLS: &str = "?open,openat,?openat2,close,write,pwrite64,writev,pwritev,p
 /// In seconds.
 const LONGER_THAN_ANY_CHILD_TAKES: &str = "120";
 
+pub const LOCK: &str = ".safeshard.lock";
+
 /// Paths that are not there: opening them marks where in a trace the tested code is.
 const BEGIN: &str = "/the-tested-code-begins";
 const END: &str = "/the-tested-code-has-ended";
-
-/// Whether this machine lets processes be traced; where it does not, the test ends loudly.
-#[track_caller]
-pub fn works(tested: &str) -> bool {
-    let works = Command::new("strace")
-        .args(["-f", "-o", "/dev/null", "true"])
-        .output();
-    if works.is_ok_and(|output| output.status.success()) {
-        return true;
-    }
-    if env::var_os("SAFESHARD_SKIP_STRACE").is_some_and(|value| value == "1") {
-        eprintln!("WARNING: NOT TESTED: {tested}: strace cannot trace here, and may be skipped");
-        return false;
-    }
-    panic!("strace is missing or may not trace; SAFESHARD_SKIP_STRACE=1 skips this test");
-}
 
 /// In the child: runs the code whose calls are listed.
 pub fn traced<T>(code: impl FnOnce() -> T) -> T {
@@ -55,50 +43,6 @@ pub fn traced<T>(code: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The random parts of the names of stages, in the order in which a run made them: by their places,
-/// runs compare.
-#[derive(Debug, Default)]
-pub struct Stages(Vec<String>);
-
-const STAGE_END: &str = ".partial";
-const RANDOM_DIGITS: usize = 16;
-/// Six digits, like the others to who sees a stage's name.
-const NOT_RANDOM: &str = "facade";
-
-impl Stages {
-    /// Those of the last run in this folder.
-    pub fn of(root: &Path) -> Self {
-        let mut stages = Self::default();
-        if let Ok(log) = fs::read_to_string(log_in(root)) {
-            stages.learn(&log);
-        }
-        stages
-    }
-
-    fn learn(&mut self, log: &str) {
-        let found: Vec<_> = log.match_indices(STAGE_END).collect();
-        for (end, _) in found {
-            let random = &log[end.saturating_sub(RANDOM_DIGITS)..end];
-            let is_random = random.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if is_random
-                && !random.starts_with(NOT_RANDOM)
-                && !self.0.iter().any(|known| known == random)
-            {
-                self.0.push(random.to_owned());
-            }
-        }
-    }
-
-    /// The text with the places instead.
-    pub fn places_in(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for (place, random) in self.0.iter().enumerate() {
-            text = text.replace(random, &format!("{NOT_RANDOM}{place:010}"));
-        }
-        text
-    }
-}
-
 /// A system call of the traced code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
@@ -113,6 +57,16 @@ impl Call {
     /// The paths and names among the arguments.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.arguments.split('"').skip(1).step_by(2)
+    }
+
+    /// Whether this makes a file that is not to have its name yet.
+    pub fn stages(&self) -> bool {
+        self.arguments.contains("O_EXCL") && self.arguments.contains(STAGE_END)
+    }
+
+    /// Whether this is about the lock of a folder, which the next save takes over where it is left.
+    pub fn is_of_lock(&self) -> bool {
+        self.arguments.contains(LOCK)
     }
 
     /// Whether this gives the file its final name.
@@ -192,10 +146,6 @@ fn run(root: &Path, injections: &[String]) -> Output {
 
 fn log(root: &Path) -> String {
     fs::read_to_string(log_in(root)).unwrap()
-}
-
-fn log_in(root: &Path) -> PathBuf {
-    root.join("strace.log")
 }
 
 enum Ended {

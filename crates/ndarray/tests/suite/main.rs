@@ -1,4 +1,5 @@
 //! One program for all tests of the adapter but the one that counts memory.
+mod contract;
 mod interop;
 mod load;
 mod matrix;

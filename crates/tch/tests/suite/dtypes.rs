@@ -4,11 +4,15 @@ use std::collections::HashMap;
 
 use rstest::rstest;
 use safeshard_core::Code;
-use safeshard_tch::{LoadOptions, Support, Unsupported, dtype_of, load, load_with, map, support};
+use safeshard_tch::{
+    Checkpoint, Kinds, LoadOptions, Support, Unsupported, VarOptions, VarStoreExt, dtype_of, load,
+    load_with, map, map_from, slice, support, tensor as load_one,
+};
 use tch::Kind;
+use tch::nn::VarStore;
 
 use crate::support::{
-    CPU, Stored, bytes, cached, name, pattern, python, shape, stored, tensor, write,
+    CPU, Stored, bytes, cached, mapped, name, pattern, python, shape, stored, tensor, write,
 };
 
 const ALL: [Stored; 20] = [
@@ -264,4 +268,43 @@ fn conjugated_and_negated_numbers_are_saved_as_what_they_are() {
     assert_eq!(stored(&path, "conjugated").2, floats(&[1., -2., -3., -4.]));
     assert_eq!(stored(&path, "imaginary").2, floats(&[-2., -4.]));
     assert_eq!(stored(&path, "plain").2, parts);
+}
+
+/// libtorch takes for granted that there is no other.
+#[test]
+fn a_bool_that_is_neither_0_nor_1_is_refused_wherever_it_would_become_a_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let wrong = [1, 0, 1, 2, 255, 1];
+    write(&path, &[("w", Stored::BOOL, &[3, 2], &wrong)]);
+    let options = LoadOptions::default();
+    let mut adopting = VarOptions {
+        kinds: Kinds::Checkpoint,
+        ..VarOptions::default()
+    };
+    let mut vars = VarStore::new(CPU);
+    let variable = vars.root().ones_no_train("w", &[3, 2]);
+    let mapping = Checkpoint::open_with(&path, &mapped().open).unwrap();
+    let mut errors = vec![
+        load(&path, CPU).unwrap_err(),
+        load_with(&path, CPU, &options).unwrap_err(),
+        load_one(&path, "w", CPU).unwrap_err(),
+        slice(&path, "w", &[0..2, 0..2], CPU).unwrap_err(),
+        // SAFETY: the file stays as it is.
+        unsafe { map(&path) }.unwrap_err(),
+        map_from(&mapping, &options).unwrap_err(),
+        vars.load_checkpoint(&path, &adopting).unwrap_err(),
+        vars.adopt_checkpoint(&path, &adopting).unwrap_err(),
+    ];
+    adopting.load.open = mapped().open;
+    errors.push(vars.adopt_checkpoint(&path, &adopting).unwrap_err());
+    for error in errors {
+        assert_eq!((error.code(), error.tensor()), (Code::CastValue, Some("w")));
+        assert!(error.to_string().contains("2 at element 3"), "{error}");
+    }
+    assert_eq!(variable, tch::Tensor::ones([3, 2], (Kind::Float, CPU)));
+    // What is right of it can be had, and what is wrong can be looked at.
+    let right = slice(&path, "w", &[0..1, 0..2], CPU).unwrap();
+    assert_eq!(bytes(&right), [1, 0]);
+    assert_eq!(mapping.read("w").unwrap(), wrong);
 }

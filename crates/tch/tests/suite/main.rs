@@ -1,5 +1,6 @@
 //! Tests of what safeshard-tch promises, sorted by property.
 
+mod contract;
 mod dtypes;
 mod incumbents;
 mod interop;

@@ -227,3 +227,23 @@ fn a_file_that_took_the_place_of_the_opened_one_is_not_mapped() {
     let error = map_from(&checkpoint, &floats_as(Kind::Float)).unwrap_err();
     assert_eq!(error.code(), Code::FileChanged);
 }
+
+/// The mapping is nobody's to free, so libtorch may not move it.
+#[test]
+fn mapped_tensors_stay_in_their_mapping_and_are_saved_from_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    write_floats(&path, &[("w", &[300])]);
+    // SAFETY: the file stays as it is.
+    let mut w = unsafe { map(&path) }.unwrap().remove("w").unwrap();
+    let saved = safeshard_tch::tensor_to_save("w", &w).unwrap();
+    let place = w.data_ptr();
+    assert!(w.f_resize_([1000]).is_err());
+    assert_eq!(w.data_ptr(), place);
+    drop(w);
+    let checkpoint = Checkpoint::from_tensors(vec![saved]).unwrap();
+    assert_eq!(
+        checkpoint.read("w").unwrap(),
+        crate::support::numbers("w", 300)
+    );
+}

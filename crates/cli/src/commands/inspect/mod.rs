@@ -7,7 +7,7 @@ mod tree;
 use std::path::{Path, PathBuf};
 
 use safeshard_core::{
-    Checkpoint, Code, Error, Finding, OpenOptions, Profile, Severity, UnknownDtype, natural_order,
+    Checkpoint, Code, Error, Finding, OpenOptions, Profile, UnknownDtype, natural_order,
 };
 
 use crate::failure::{Outcome, Result};
@@ -59,6 +59,9 @@ struct Sums {
 }
 
 pub(super) fn run(args: &Args, session: &Session) -> Result {
+    if args.json {
+        output::check_json_paths(args.paths.iter().map(PathBuf::as_path))?;
+    }
     // A tensor of a dtype of tomorrow can be looked at.
     let options = OpenOptions {
         unknown_dtype: UnknownDtype::Keep,
@@ -150,8 +153,5 @@ fn unknown_dtype(tensor: &safeshard_core::UnsupportedTensor<'_>) -> Finding {
     let problem = Error::new(Code::UnknownDtype)
         .in_tensor(tensor.name)
         .found(format_args!("`{}`", tensor.dtype));
-    Finding {
-        severity: Severity::Error,
-        problem,
-    }
+    Finding::error(problem)
 }

@@ -1,22 +1,22 @@
 //! What is in a checkpoint, for people: every tensor, and the sums.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 
-use safeshard_core::{Checkpoint, CheckpointKind, Index};
+use safeshard_core::{Checkpoint, CheckpointKind, Index, Printable};
 use serde_json::Value;
 
 use super::{Sums, View};
 use crate::findings;
-use crate::output::{FAINT, HEADING};
+use crate::output::{FAINT, HEADING, Output};
 use crate::table::{Align, Table};
-use crate::text::{Printable, count, number, shape, size};
+use crate::text::{count, number, shape, size};
 
 /// Of a value of metadata, so many characters are shown.
 const VALUE: usize = 200;
 
 /// Writes the table of tensors, and what goes with it.
-pub(super) fn write(view: &View<'_>, out: &mut impl Write, width: Option<usize>) -> io::Result<()> {
+pub(super) fn write(view: &View<'_>, out: &mut Output, width: Option<usize>) -> io::Result<()> {
     title(view, out)?;
     let several = view.checkpoint.files().len() > 1;
     let mut headings = vec![
@@ -29,12 +29,12 @@ pub(super) fn write(view: &View<'_>, out: &mut impl Write, width: Option<usize>)
     let mut table = Table::new(&headings);
     for tensor in &view.tensors {
         let cells = [
-            Printable::of(tensor.name).into_owned(),
-            Printable::of(tensor.dtype).into_owned(),
+            Printable::of(tensor.name).to_string(),
+            Printable::of(tensor.dtype).to_string(),
             shape(tensor.shape),
             size(tensor.byte_len()),
         ];
-        let file = several.then(|| Printable::of(tensor.file).into_owned());
+        let file = several.then(|| Printable::of(tensor.file).to_string());
         table.row(cells.into_iter().chain(file));
     }
     table.write(out, width)?;
@@ -47,7 +47,7 @@ pub(super) fn write(view: &View<'_>, out: &mut impl Write, width: Option<usize>)
 }
 
 /// Writes what it is in one line.
-pub(super) fn title(view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn title(view: &View<'_>, out: &mut Output) -> io::Result<()> {
     let files = view.checkpoint.files().len() as u64;
     let kind = match view.checkpoint.kind() {
         CheckpointKind::File => "one file".to_owned(),
@@ -55,11 +55,11 @@ pub(super) fn title(view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
         CheckpointKind::Files => format!("{} without an index", count(files, "file")),
     };
     let totals = view.totals();
-    let path = view.path.to_string_lossy();
+    let heading = out.style(HEADING);
     writeln!(
         out,
-        "{HEADING}{}{HEADING:#}: {kind}, {}, {}, {}\n",
-        Printable::word(&path),
+        "{heading}{}{heading:#}: {kind}, {}, {}, {}\n",
+        Printable::of(view.path),
         count(totals.tensors, "tensor"),
         count(totals.parameters, "parameter"),
         size(totals.bytes),
@@ -67,18 +67,15 @@ pub(super) fn title(view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Writes aliases and findings.
-pub(super) fn rest(view: &View<'_>, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn rest(view: &View<'_>, out: &mut Output) -> io::Result<()> {
     let aliases = view.checkpoint.aliases();
     if !aliases.is_empty() {
-        writeln!(out, "\n{HEADING}aliases{HEADING:#}")?;
+        let heading = out.style(HEADING);
+        writeln!(out, "\n{heading}aliases{heading:#}")?;
     }
     for (dropped, kept) in aliases {
-        writeln!(
-            out,
-            "{} -> {}",
-            Printable::word(dropped),
-            Printable::word(kept)
-        )?;
+        let (dropped, kept) = (Printable::of(dropped), Printable::of(kept));
+        writeln!(out, "{dropped} -> {kept}")?;
     }
     if !view.findings.is_empty() {
         writeln!(out)?;
@@ -94,7 +91,7 @@ fn by<'c>(
     view: &View<'c>,
     heading: &'static str,
     key: impl Fn(&super::Tensor<'c>) -> &'c str,
-    out: &mut impl Write,
+    out: &mut Output,
     width: Option<usize>,
 ) -> io::Result<()> {
     let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
@@ -109,7 +106,7 @@ fn by<'c>(
     ]);
     for (key, sums) in sums {
         table.row([
-            Printable::of(key).into_owned(),
+            Printable::of(key).to_string(),
             number(sums.tensors),
             number(sums.parameters),
             size(sums.bytes),
@@ -123,20 +120,22 @@ fn by<'c>(
 }
 
 /// Writes the metadata of the files, those that all have in common once, and of the index.
-fn metadata(checkpoint: &Checkpoint, out: &mut impl Write) -> io::Result<()> {
+fn metadata(checkpoint: &Checkpoint, out: &mut Output) -> io::Result<()> {
     let files = checkpoint.files();
     let is_common = |(key, value): &(&str, &str)| {
         let mut values = files.iter().map(|file| file.header().metadata_value(key));
         values.all(|other| other == Some(*value))
     };
-    let common = files
-        .first()
-        .into_iter()
-        .flat_map(|file| file.header().metadata());
-    section(out, "metadata", common.filter(is_common))?;
+    let first = files.first().into_iter();
+    let common: BTreeSet<_> = first
+        .flat_map(|file| file.header().metadata())
+        .filter(is_common)
+        .collect();
+    section(out, "metadata", common.iter().copied())?;
     if files.len() > 1 {
         for file in files {
-            let own = file.header().metadata().filter(|entry| !is_common(entry));
+            let own = file.header().metadata();
+            let own = own.filter(|entry| !common.contains(entry));
             let title = format!("metadata of {}", file.name());
             section(out, &title, own)?;
         }
@@ -153,24 +152,24 @@ fn metadata(checkpoint: &Checkpoint, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn section<'c>(
-    out: &mut impl Write,
+    out: &mut Output,
     title: &str,
     entries: impl Iterator<Item = (&'c str, &'c str)>,
 ) -> io::Result<()> {
     let mut entries = entries.peekable();
     if entries.peek().is_some() {
-        writeln!(out, "\n{HEADING}{}{HEADING:#}", Printable::word(title))?;
+        let heading = out.style(HEADING);
+        writeln!(out, "\n{heading}{}{heading:#}", Printable::of(title))?;
     }
     for (key, value) in entries {
         let end = value.char_indices().nth(VALUE).map(|(at, _)| at);
         let start = end.and_then(|end| value.get(..end)).unwrap_or(value);
-        let (key, start) = (Printable::word(key), Printable::word(start));
+        let (key, start) = (Printable::of(key), Printable::of(start));
         match end {
-            Some(_) => writeln!(
-                out,
-                "{key} = {start}… {FAINT}({} bytes){FAINT:#}",
-                value.len()
-            )?,
+            Some(_) => {
+                let (faint, len) = (out.style(FAINT), value.len());
+                writeln!(out, "{key} = {start}… {faint}({len} bytes){faint:#}")?;
+            }
             None => writeln!(out, "{key} = {start}")?,
         }
     }

@@ -1,16 +1,19 @@
 //! What is in a checkpoint, module by module.
 
-use std::io::{self, Write};
+use std::io;
+
+use safeshard_core::Printable;
 
 use super::{Sums, Tensor, View, overview};
+use crate::output::Output;
 use crate::table::{Align, Table};
-use crate::text::{Printable, number, shape, size};
+use crate::text::{number, shape, size};
 
 /// Modules inside each other; deeper ones are not told apart.
 const DEPTH: usize = 32;
 
 /// Writes the modules and tensors, as the dots in their names nest them.
-pub(super) fn write(view: &View<'_>, out: &mut impl Write, width: Option<usize>) -> io::Result<()> {
+pub(super) fn write(view: &View<'_>, out: &mut Output, width: Option<usize>) -> io::Result<()> {
     overview::title(view, out)?;
     let mut root = Module::default();
     for tensor in &view.tensors {
@@ -65,11 +68,11 @@ impl<'c> Module<'c> {
         for (number, (name, part)) in self.parts.iter().enumerate() {
             let is_last = number + 1 == self.parts.len();
             let branch = if is_last { "└─ " } else { "├─ " };
-            let name = format!("{lines}{branch}{}", Printable::word(name));
+            let name = format!("{lines}{branch}{}", Printable::of(name));
             match part {
                 Part::Tensor(tensor) => table.row([
                     name,
-                    Printable::of(tensor.dtype).into_owned(),
+                    Printable::of(tensor.dtype).to_string(),
                     shape(tensor.shape),
                     self::number(tensor.elements()),
                     size(tensor.byte_len()),

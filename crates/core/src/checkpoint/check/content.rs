@@ -2,8 +2,12 @@
 //! that are neither 0 nor 1.
 
 use crate::checkpoint::{Checkpoint, ShardFile};
-use crate::io::scan::{Scan, Span};
-use crate::{Code, Dtype, Error, Finding, ReadOptions, Result, TensorInfo};
+use crate::error::{Code, Error, Finding, Result};
+use crate::format::dtype::Dtype;
+use crate::format::header::TensorInfo;
+use crate::io::engine::ReadOptions;
+use crate::io::extent::Extent;
+use crate::io::scan::Scan;
 
 /// Bytes that a thread looks at before it takes others: whole elements of any dtype.
 const PIECE: u64 = 9 << 20;
@@ -18,13 +22,13 @@ pub(super) fn check(checkpoint: &Checkpoint, options: &ReadOptions) -> Result<Ve
         }
     }
     // As they lie in the files, so that these are read front to back.
-    pieces.sort_by_key(|piece| (piece.span.path, piece.span.start));
-    let total = pieces.iter().map(|piece| piece.span.len).sum();
+    pieces.sort_by_key(|piece| (piece.extent.path, piece.extent.start));
+    let total = pieces.iter().map(|piece| piece.extent.len).sum();
     let scan = Scan::new(options, total);
     let counts = scan.each(&pieces, |piece, reader| {
         let mut counts = Counts::default();
-        let mut at = piece.span.start;
-        reader.read(&piece.span, |block| {
+        let mut at = piece.extent.start;
+        reader.read(&piece.extent, |block| {
             counts.add(&Counts::of(piece.dtype, block, at));
             at += block.len() as u64;
             Ok(())
@@ -54,7 +58,7 @@ struct Piece<'c> {
     /// The position of its tensor.
     tensor: usize,
     dtype: Dtype,
-    span: Span<'c>,
+    extent: Extent<'c>,
 }
 
 fn cut<'c>(
@@ -63,22 +67,13 @@ fn cut<'c>(
     file: &'c ShardFile,
     pieces: &mut Vec<Piece<'c>>,
 ) {
-    let data_start = file.header.data_start();
-    let mut at = tensor.start;
-    while at < tensor.end {
-        let len = PIECE.min(tensor.end - at);
-        pieces.push(Piece {
-            tensor: number,
-            dtype: tensor.dtype,
-            span: Span {
-                source: &*file.source,
-                path: file.place(),
-                start: data_start + at,
-                len,
-            },
-        });
-        at += len;
-    }
+    let all = file.extent(tensor);
+    let starts = (0..all.len).step_by(PIECE as usize);
+    pieces.extend(starts.map(|at| Piece {
+        tensor: number,
+        dtype: tensor.dtype,
+        extent: all.part(at, PIECE),
+    }));
 }
 
 /// What was seen of some elements.

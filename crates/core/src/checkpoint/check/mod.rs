@@ -5,7 +5,9 @@ mod content;
 use std::path::Path;
 
 use super::Checkpoint;
-use crate::{Code, Error, Finding, Kind, OpenOptions, ReadOptions, Result, Severity};
+use crate::checkpoint::open::OpenOptions;
+use crate::error::{Code, Error, Finding, Kind, Result, Severity};
+use crate::io::engine::ReadOptions;
 
 /// How to verify a checkpoint.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,7 @@ pub enum VerifyLevel {
 
 /// What verifying found.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Verification {
     /// Errors and warnings, those of the structure first, then by tensor.
     pub findings: Vec<Finding>,

@@ -2,14 +2,21 @@
 
 mod values;
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 use values::{Distance, distance};
 
 use super::Checkpoint;
-use crate::io::scan::{Scan, Span};
-use crate::{Dtype, Error, ReadOptions, Result, TensorInfo, natural_order};
+use crate::checkpoint::names::natural_order;
+use crate::error::{Error, Result};
+use crate::format::dtype::Dtype;
+use crate::format::header::TensorInfo;
+use crate::io::engine::ReadOptions;
+use crate::io::extent::Extent;
+use crate::io::scan::Scan;
 
 /// Elements of a tensor that a thread compares before it takes others: whole bytes of any dtype.
 const PIECE: u64 = 1 << 20;
@@ -37,6 +44,7 @@ pub struct Tolerance {
 
 /// What to do with a tensor that has another dtype in the second checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DtypeChange {
     /// It differs, whatever its values are.
     #[default]
@@ -48,6 +56,7 @@ pub enum DtypeChange {
 
 /// How two checkpoints differ. Names are in natural order.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Difference {
     /// Names that only the first one answers to.
     pub only_a: Vec<String>,
@@ -66,6 +75,7 @@ impl Difference {
 
 /// A tensor that is not the same in both.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Changed {
     /// Its name.
     pub name: String,
@@ -92,6 +102,7 @@ pub enum Change {
         b: Vec<u64>,
     },
     /// It has other values.
+    #[non_exhaustive]
     Values {
         /// How many elements differ.
         differing: u64,
@@ -106,8 +117,7 @@ pub enum Change {
 /// Compares the tensors of two checkpoints by name: dtypes and shapes, then bytes, then, where bytes
 /// differ, numbers. Aliases count as tensors of their own.
 ///
-/// Both are read once, on a few threads; in memory are two blocks of 384 KiB a thread, and eight times
-/// as much where values differ.
+/// Both are read once, on a few threads; in memory are two blocks of 384 KiB a thread.
 ///
 /// # Errors
 /// Those of reading; `file-changed`, `cancelled`.
@@ -208,7 +218,7 @@ struct Pair<'c> {
     name: &'c str,
     dtypes: [Dtype; 2],
     elements: u64,
-    spans: [Span<'c>; 2],
+    extents: [Extent<'c>; 2],
 }
 
 impl<'c> Pair<'c> {
@@ -218,33 +228,20 @@ impl<'c> Pair<'c> {
             name,
             dtypes: [info_a.dtype, info_b.dtype],
             elements: info_a.elements(),
-            spans: [span(a, name, &info_a)?, span(b, name, &info_b)?],
+            extents: [a.extent(name)?, b.extent(name)?],
         })
     }
 
     /// Elements from `first` on, at most a piece of them.
-    fn piece(&self, first: u64) -> [Span<'c>; 2] {
-        let count = PIECE.min(self.elements - first);
+    fn piece(&self, first: u64) -> [Extent<'c>; 2] {
         let [a, b] = self.dtypes;
-        let part = |span: Span<'c>, dtype: Dtype| Span {
-            start: span.start + first * dtype.bits() / 8,
-            len: count * dtype.bits() / 8,
-            ..span
+        let part = |extent: Extent<'c>, dtype: Dtype| {
+            let bits = dtype.bits();
+            extent.part(first * bits / 8, PIECE * bits / 8)
         };
-        let [span_a, span_b] = self.spans;
-        [part(span_a, a), part(span_b, b)]
+        let [extent_a, extent_b] = self.extents;
+        [part(extent_a, a), part(extent_b, b)]
     }
-}
-
-fn span<'c>(checkpoint: &'c Checkpoint, name: &str, info: &TensorInfo<'_>) -> Result<Span<'c>> {
-    let file = checkpoint.file_of(name);
-    let file = file.ok_or_else(|| checkpoint.missing(name))?;
-    Ok(Span {
-        source: &*file.source,
-        path: file.place(),
-        start: file.header.data_start() + info.start,
-        len: info.byte_len(),
-    })
 }
 
 /// How far the tensors of each pair are apart.
@@ -255,11 +252,17 @@ fn compare(pairs: &[Pair<'_>], options: &DiffOptions) -> Result<Vec<Distance>> {
         pieces.extend(firsts.map(|first| (number, pair, first)));
     }
     // As they lie in the first checkpoint's files, so that these are read front to back.
-    pieces.sort_by_key(|(_, pair, first)| {
-        let [span, _] = pair.piece(*first);
-        (span.path, span.start)
+    pieces.sort_by(|(_, a, first_a), (_, b, first_b)| {
+        let [[a, _], [b, _]] = [a.extents, b.extents];
+        let paths = match Arc::ptr_eq(a.source, b.source) {
+            // Comparing paths takes long.
+            true => Ordering::Equal,
+            false => a.path.cmp(b.path),
+        };
+        let starts = (a.start, first_a).cmp(&(b.start, first_b));
+        paths.then(starts)
     });
-    let total = pairs.iter().map(|pair| pair.spans[0].len).sum();
+    let total = pairs.iter().map(|pair| pair.extents[0].len).sum();
     let scan = Scan::new(&options.read, total);
     let found = scan.each(&pieces, |(_, pair, first), reader| {
         let [a, b] = pair.piece(*first);

@@ -1,7 +1,11 @@
 //! How far two stretches of elements are apart.
 
 use super::Tolerance;
-use crate::{Cast, Dtype};
+use crate::format::dtype::Dtype;
+use crate::io::cast::Cast;
+
+/// Elements that are compared at a time: as numbers, they lie on the stack.
+const BLOCK: usize = 512;
 
 /// How far elements are apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -54,21 +58,29 @@ pub(super) fn distance(
             ..Distance::of(dtype_a)
         };
     }
-    let (values_a, values_b) = (values(dtype_a, a), values(dtype_b, b));
     let mut distance = Distance::of(dtype_a);
     let (mut max_abs, mut max_rel) = (0.0, 0.0);
     let mut apart = 0;
-    for (&a, &b) in values_a.iter().zip(&values_b) {
-        let same = a == b || a.is_nan() && b.is_nan();
-        if same {
-            continue;
+    let (mut values_a, mut values_b) = ([0.0; BLOCK], [0.0; BLOCK]);
+    let block_of = |dtype: Dtype| BLOCK * dtype.bits() as usize / 8;
+    let blocks = a.chunks(block_of(dtype_a)).zip(b.chunks(block_of(dtype_b)));
+    for (a, b) in blocks {
+        let (a, b) = (
+            values(dtype_a, a, &mut values_a),
+            values(dtype_b, b, &mut values_b),
+        );
+        for (&a, &b) in a.iter().zip(b) {
+            let same = a == b || a.is_nan() && b.is_nan();
+            if same {
+                continue;
+            }
+            let abs = (a - b).abs();
+            max_abs = larger(max_abs, abs);
+            max_rel = larger(max_rel, abs / b.abs());
+            // Not the other way round: what is NaN is near nothing.
+            let near = |by: Tolerance| b.is_finite() && abs <= by.absolute + by.relative * b.abs();
+            apart += u64::from(!tolerance.is_some_and(near));
         }
-        let abs = (a - b).abs();
-        max_abs = larger(max_abs, abs);
-        max_rel = larger(max_rel, abs / b.abs());
-        // Not the other way round: what is NaN is near nothing.
-        let near = |by: Tolerance| b.is_finite() && abs <= by.absolute + by.relative * b.abs();
-        apart += u64::from(!tolerance.is_some_and(near));
     }
     distance.max_abs = Some(max_abs);
     distance.max_rel = Some(max_rel);
@@ -80,22 +92,22 @@ pub(super) fn distance(
     distance
 }
 
-fn values(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
-    let of = |bytes: &[u8]| {
-        let elements = bytes.as_chunks().0.iter();
-        elements
-            .map(|element| f64::from_le_bytes(*element))
-            .collect()
-    };
-    let Some(cast) = Cast::new(dtype, Dtype::F64) else {
-        return of(bytes);
-    };
-    let mut converted = vec![0; cast.output_len(bytes.len() as u64) as usize];
-    match cast.run(bytes, &mut converted) {
-        Ok(()) => of(&converted),
+/// The values of at most a block of elements.
+fn values<'v>(dtype: Dtype, bytes: &[u8], values: &'v mut [f64; BLOCK]) -> &'v [f64] {
+    let mut converted = [0; size_of::<[f64; BLOCK]>()];
+    let mut bytes = bytes;
+    if let Some(cast) = Cast::new(dtype, Dtype::F64) {
+        let len = cast.output_len(bytes.len() as u64) as usize;
+        let converted = converted.get_mut(..len).unwrap_or_default();
         // Floats all fit.
-        Err(_) => Vec::new(),
+        let _fits = cast.run(bytes, converted);
+        bytes = converted;
     }
+    let elements = bytes.as_chunks().0;
+    for (value, element) in values.iter_mut().zip(elements) {
+        *value = f64::from_le_bytes(*element);
+    }
+    values.get(..elements.len()).unwrap_or_default()
 }
 
 /// How many elements of so many bits are not the same.
@@ -167,6 +179,30 @@ mod tests {
         // An infinity is near itself only, whatever the tolerance.
         let infinite = apart(&[1.0], &[f32::INFINITY], by(1.0, 1.0));
         assert_eq!(infinite.differing, 1);
+    }
+
+    #[test]
+    fn elements_are_compared_to_the_last() {
+        for len in [BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 7] {
+            let a = vec![1.0; len];
+            for at in [0, BLOCK - 2, len / 2, len - 1] {
+                let mut b = a.clone();
+                b[at] = 1.5;
+                let half = vec![half::bf16::from_f32(1.0); len];
+                let half: Vec<u8> = half.iter().flat_map(|x| x.to_le_bytes()).collect();
+                let dtypes = [Dtype::Bf16, Dtype::F32];
+                for found in [
+                    apart(&a, &b, None),
+                    distance(dtypes, [&half, &bytes(&b)], None),
+                ] {
+                    assert_eq!(
+                        (found.differing, found.max_abs),
+                        (1, Some(0.5)),
+                        "{at} of {len}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -6,50 +6,48 @@ use blake3::hazmat::{
 use sha2::{Digest as _, Sha256};
 
 use super::{Algorithm, Digest};
-use crate::io::scan::{Scan, Span};
-use crate::{ReadOptions, Result};
+use crate::error::Result;
+use crate::io::engine::ReadOptions;
+use crate::io::extent::Extent;
+use crate::io::scan::Scan;
 
 /// Bytes of a subtree of BLAKE3 that one thread hashes; a power of two.
 const SUBTREE: u64 = 8 << 20;
 
-/// The digest of every span, in order.
+/// The digest of every extent, in order.
 pub(super) fn each(
-    spans: &[Span<'_>],
+    extents: &[Extent<'_>],
     algorithm: Algorithm,
     options: &ReadOptions,
 ) -> Result<Vec<Digest>> {
-    let total = spans.iter().map(|span| span.len).sum();
+    let total = extents.iter().map(|extent| extent.len).sum();
     let scan = Scan::new(options, total);
     match algorithm {
-        Algorithm::Sha256 => scan.each(spans, |span, reader| {
+        Algorithm::Sha256 => scan.each(extents, |extent, reader| {
             let mut hasher = Sha256::new();
-            reader.read(span, |block| {
+            reader.read(extent, |block| {
                 hasher.update(block);
                 Ok(())
             })?;
             Ok(Digest(hasher.finalize().into()))
         }),
-        Algorithm::Blake3 => blake3_of_each(spans, &scan),
+        Algorithm::Blake3 => blake3_of_each(extents, &scan),
     }
 }
 
 /// BLAKE3 is a tree, whose subtrees are hashed side by side.
-fn blake3_of_each(spans: &[Span<'_>], scan: &Scan<'_>) -> Result<Vec<Digest>> {
+fn blake3_of_each(extents: &[Extent<'_>], scan: &Scan<'_>) -> Result<Vec<Digest>> {
     let mut subtrees = Vec::new();
-    for span in spans {
+    for extent in extents {
         // Of no bytes there is a digest too.
-        let starts = (0..span.len.max(1)).step_by(SUBTREE as usize);
-        subtrees.extend(starts.map(|start| (span, start)));
+        let starts = (0..extent.len.max(1)).step_by(SUBTREE as usize);
+        subtrees.extend(starts.map(|start| (extent, start)));
     }
     let hashed = scan.each(&subtrees, |(whole, start), reader| {
-        let span = Span {
-            start: whole.start + start,
-            len: SUBTREE.min(whole.len - start),
-            ..**whole
-        };
+        let part = whole.part(*start, SUBTREE);
         let mut hasher = blake3::Hasher::new();
         hasher.set_input_offset(*start);
-        reader.read(&span, |block| {
+        reader.read(&part, |block| {
             hasher.update(block);
             Ok(())
         })?;
@@ -59,10 +57,10 @@ fn blake3_of_each(spans: &[Span<'_>], scan: &Scan<'_>) -> Result<Vec<Digest>> {
         })
     })?;
     let mut rest = hashed.as_slice();
-    let digests = spans.iter().map(|span| {
-        let (own, others) = rest.split_at(subtree_count(span.len).min(rest.len()));
+    let digests = extents.iter().map(|extent| {
+        let (own, others) = rest.split_at(subtree_count(extent.len).min(rest.len()));
         rest = others;
-        Digest(root(own, span.len))
+        Digest(root(own, extent.len))
     });
     Ok(digests.collect())
 }

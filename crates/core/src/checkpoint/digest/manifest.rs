@@ -1,14 +1,21 @@
 //! A manifest: digests and what they are of, in lines that `sha256sum --check` reads too.
 
 use std::fmt;
-use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
 
 use super::{Algorithm, Digest};
-use crate::io::publish::{Mode, Publish, Stage, sync_folder};
+use crate::checkpoint::commit::locked_folder::{Contents, LockedFolder, Target, folder_of};
+use crate::error::{Code, Error, Kind, Result};
+use crate::format::dtype::Dtype;
+use crate::io::engine::ReadOptions;
+use crate::io::rights::Rights;
 use crate::io::source::{FileSource, ReadAt, read_vec};
-use crate::{Code, Dtype, Error, Limits, Result};
+use crate::io::workers::Cancel;
+use crate::limits::Limits;
+
+/// No line that vouches for something is shorter: 64 digits, two spaces, a name.
+const SHORTEST_LINE: usize = 67;
 
 /// Where the line of a tensor begins; a comment to `sha256sum`.
 const TENSOR: &str = "# tensor ";
@@ -76,29 +83,25 @@ impl Manifest {
         text.parse().map_err(|error: Error| error.at_path(path))
     }
 
-    /// Writes it to a file, which takes the place of another one when it is on the medium.
+    /// Writes it to a file, which takes the place of another manifest when it is on the disk.
     ///
     /// # Errors
-    /// `io`; `not-a-regular-file` where something is there that must not be replaced.
-    pub fn write_file(&self, path: impl AsRef<Path>) -> Result<()> {
+    /// `not-a-manifest` where something else is there, such as a model; `checkpoint-name` for a name that
+    /// is not UTF-8; `io`, `cancelled`; `not-a-regular-file`; `broken-journal` where a save that died in
+    /// the folder left something that cannot be understood.
+    pub fn write_file(&self, path: impl AsRef<Path>, cancel: Option<&Cancel>) -> Result<()> {
         let path = path.as_ref();
+        let locked = LockedFolder::open(folder_of(path), cancel)?;
+        let target = Target::at(path)?;
+        if let Rights::Kept(_) = target.rights {
+            Self::open(path).map_err(|error| match error.kind() {
+                Kind::Io => error,
+                _ => Error::new(Code::NotAManifest).at_path(path),
+            })?;
+        }
         let text = self.to_string();
-        let (folder, name) = match (path.parent(), path.file_name()) {
-            (Some(folder), Some(name)) => (folder, name),
-            _ => return Err(Error::new(Code::NotRegularFile).at_path(path)),
-        };
-        let folder = match folder.as_os_str().is_empty() {
-            true => Path::new("."),
-            false => folder,
-        };
-        let mode = Mode::at(path)?;
-        let (stage, file) = Stage::create(folder, &name.to_string_lossy(), mode)?;
-        let written = (&file)
-            .write_all(text.as_bytes())
-            .and_then(|()| file.sync_all());
-        written.map_err(|error| Error::io(Code::Io, error).at_path(path))?;
-        stage.publish(Publish::Replace)?;
-        sync_folder(folder)
+        let contents = Contents::Bytes(text.as_bytes());
+        locked.replace_file(target, contents, &ReadOptions::default())
     }
 
     /// What it vouches for, in its order.
@@ -141,7 +144,8 @@ impl FromStr for Manifest {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut entries = Vec::new();
+        // Growing would take three times the memory at the worst moment.
+        let mut entries = Vec::with_capacity(text.lines().count().min(text.len() / SHORTEST_LINE));
         for (number, line) in text.lines().enumerate() {
             let entry = entry(line).map_err(|wrong| {
                 let found = format!("line {}: {:?}", number + 1, shortened(line));

@@ -4,14 +4,17 @@ mod hash;
 mod manifest;
 mod verify;
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::{Checkpoint, ShardFile};
-use crate::io::scan::Span;
+use crate::error::{Code, Error, Result};
+use crate::io::engine::ReadOptions;
+use crate::io::extent::Extent;
 use crate::io::source::{FileSource, ReadAt};
-use crate::{Code, Error, ReadOptions, Result, TensorInfo};
 
 pub use manifest::{Manifest, ManifestEntry};
 pub use verify::verify_digests;
@@ -95,6 +98,7 @@ pub struct DigestOptions {
 
 /// Of what to make digests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DigestOf {
     /// Every file, the index included: what downloads and copies are checked against.
     #[default]
@@ -107,7 +111,8 @@ impl Checkpoint {
     /// The digests of its files or tensors. Everything is read once, in blocks of 384 KiB a thread.
     ///
     /// # Errors
-    /// Those of reading; `file-changed`, `cancelled`.
+    /// Those of reading; `file-changed`, `cancelled`; `checkpoint-name` where the name of a file is not
+    /// UTF-8, as a manifest is.
     ///
     /// ```
     /// use safeshard_core::{Checkpoint, DigestOf, DigestOptions, Dtype, SaveTensor, write_to};
@@ -131,24 +136,31 @@ impl Checkpoint {
     }
 
     fn digest_files(&self, options: &DigestOptions) -> Result<Vec<ManifestEntry>> {
-        let index = self.index().map(|index| FileSource::open(index.path()));
+        let index = self
+            .index()
+            .map(|index| -> Result<(Arc<dyn ReadAt>, &Path)> {
+                Ok((Arc::new(FileSource::open(index.path())?), index.path()))
+            });
         let index = index.transpose()?;
         let shards = self.files().iter();
-        let mut files: Vec<_> = shards
-            .map(|file| (file.name().to_owned(), whole(file)))
+        let mut names: Vec<_> = shards
+            .map(|file| listed_name(file).ok_or_else(|| no_name(file.place())))
+            .collect::<Result<_>>()?;
+        let files = self.files().iter();
+        let mut extents: Vec<_> = files
+            .map(|file| Extent::whole(file.source(), file.place()))
             .collect();
-        files.extend(index.as_ref().map(|index| {
-            let name = index.path().file_name().unwrap_or_default();
-            let span = whole_source(index, index.path());
-            (name.to_string_lossy().into_owned(), span)
-        }));
-        let spans: Vec<_> = files.iter().map(|(_, span)| *span).collect();
-        let digests = hash::each(&spans, options.algorithm, &options.read)?;
+        if let Some((index, path)) = &index {
+            let name = path.file_name().and_then(OsStr::to_str);
+            names.push(name.ok_or_else(|| no_name(path))?);
+            extents.push(Extent::whole(index, path));
+        }
+        let digests = hash::each(&extents, options.algorithm, &options.read)?;
         self.check_files_unchanged()?;
-        let entries = files.into_iter().zip(digests).map(|((name, _), digest)| {
+        let entries = names.into_iter().zip(digests).map(|(name, digest)| {
             let algorithm = Some(options.algorithm);
             ManifestEntry::File {
-                name,
+                name: name.to_owned(),
                 algorithm,
                 digest,
             }
@@ -158,10 +170,10 @@ impl Checkpoint {
 
     fn digest_tensors(&self, options: &DigestOptions) -> Result<Vec<ManifestEntry>> {
         let tensors = self.tensors();
-        let tensors = tensors.filter_map(|tensor| Some((tensor, self.span_of(&tensor)?)));
-        let tensors: Vec<_> = tensors.collect();
-        let spans: Vec<_> = tensors.iter().map(|(_, span)| *span).collect();
-        let digests = hash::each(&spans, options.algorithm, &options.read)?;
+        let tensors = tensors.map(|tensor| Ok((tensor, self.extent(tensor.name)?)));
+        let tensors: Vec<_> = tensors.collect::<Result<_>>()?;
+        let extents: Vec<_> = tensors.iter().map(|(_, extent)| *extent).collect();
+        let digests = hash::each(&extents, options.algorithm, &options.read)?;
         self.check_files_unchanged()?;
         let entries =
             tensors
@@ -177,31 +189,21 @@ impl Checkpoint {
         Ok(entries.collect())
     }
 
-    fn span_of(&self, tensor: &TensorInfo<'_>) -> Option<Span<'_>> {
-        let file = self.file_of(tensor.name)?;
-        Some(Span {
-            source: &*file.source,
-            path: file.place(),
-            start: file.header.data_start() + tensor.start,
-            len: tensor.byte_len(),
-        })
-    }
-
     fn check_files_unchanged(&self) -> Result<()> {
         let mut files = self.files().iter();
         files.try_for_each(|file| file.source.check_unchanged())
     }
 }
 
-fn whole(file: &ShardFile) -> Span<'_> {
-    whole_source(&*file.source, file.place())
+/// What a manifest calls a file; `None` where its name is not UTF-8.
+fn listed_name(file: &ShardFile) -> Option<&str> {
+    let last = file.place().file_name().and_then(OsStr::to_str);
+    last.map(|_| file.name())
 }
 
-fn whole_source<'s>(source: &'s dyn ReadAt, path: &'s Path) -> Span<'s> {
-    Span {
-        source,
-        path,
-        start: 0,
-        len: source.len(),
-    }
+fn no_name(path: &Path) -> Error {
+    Error::new(Code::CheckpointName)
+        .at_path(path)
+        .found("a name that is not UTF-8, as a manifest is")
+        .help("give the file another name")
 }

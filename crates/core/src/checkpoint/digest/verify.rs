@@ -1,14 +1,21 @@
 //! Whether a checkpoint's bytes are those that a manifest vouches for.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Algorithm, Digest, Manifest, ManifestEntry, hash, whole_source};
-use crate::checkpoint::{Checkpoint, check};
-use crate::io::pool::{FilePool, PooledFile};
+use super::{Algorithm, Digest, Manifest, ManifestEntry, hash, listed_name};
+use crate::checkpoint::capped::Capped;
+use crate::checkpoint::check::{Verification, VerifyOptions};
+use crate::checkpoint::{Checkpoint, Index, check};
+use crate::error::{Code, Error, Finding, Result};
+use crate::format::dtype::Dtype;
+use crate::format::header::TensorInfo;
+use crate::io::engine::ReadOptions;
+use crate::io::extent::Extent;
+use crate::io::pool::FilePool;
 use crate::io::source::ReadAt;
-use crate::{Code, Dtype, Error, Finding, ReadOptions, Result, Verification, VerifyOptions};
 
 /// Says everything that is wrong with the structure of the checkpoint at a path, as
 /// [`verify`](crate::verify) does, and in which files or tensors it is not what a manifest vouches for.
@@ -29,216 +36,377 @@ pub fn verify_digests(
 ) -> Result<Verification> {
     let path = path.as_ref();
     let (mut verification, checkpoint) = check::structure(path, &options.open)?;
-    let vouched = Vouched::by(manifest);
+    let checkpoint = checkpoint.as_ref();
     let findings = &mut verification.findings;
-    if !vouched.files.is_empty() {
-        vouched.check_files(path, checkpoint.as_ref(), &options.read, findings)?;
-    }
-    if let Some(checkpoint) = &checkpoint {
-        vouched.check_unlisted(checkpoint, findings);
-        if !vouched.tensors.is_empty() {
-            vouched.check_tensors(checkpoint, &options.read, findings)?;
-        }
+    let say = |findings: &mut Vec<_>, problems: Capped| {
+        findings.extend(problems.into_vec().into_iter().map(Finding::error));
+    };
+    let mut problems = Capped::default();
+    let list = FileList::of(path, manifest, checkpoint, &mut problems)?;
+    list.check(&options.read, &mut problems)?;
+    say(findings, problems);
+    if let Some(checkpoint) = checkpoint {
+        say(findings, unlisted_files(checkpoint, manifest));
+        let index = checkpoint.index().map(Index::path);
+        let index = index.filter(|index| !vouches_for_index(manifest, index));
+        findings.extend(index.map(|index| Finding::warning(unlisted(index))));
+        say(findings, unlisted_tensors(checkpoint, manifest));
+        say(
+            findings,
+            check_tensors(checkpoint, manifest, &options.read)?,
+        );
     }
     Ok(verification)
 }
 
-/// What a manifest vouches for.
-struct Vouched<'m> {
-    files: Vec<(&'m str, Option<Algorithm>, Digest)>,
-    tensors: Vec<Tensor<'m>>,
-}
-
-struct Tensor<'m> {
-    name: &'m str,
-    dtype: Dtype,
-    shape: &'m [u64],
-    algorithm: Algorithm,
-    digest: Digest,
+/// The files that a manifest names, each once, and all that it says of them.
+struct FileList<'m> {
+    files: Vec<ListedFile<'m>>,
+    claims: Vec<Claim<'m>>,
 }
 
 /// A file that the manifest names.
-struct Listed<'m> {
+struct ListedFile<'m> {
     name: &'m str,
-    source: PooledFile,
+    source: Arc<dyn ReadAt>,
     path: PathBuf,
-    algorithm: Option<Algorithm>,
-    digest: Digest,
+    /// What its bytes are by each of [`ALGORITHMS`], as far as that was found out.
+    found: [Option<Digest>; ALGORITHMS.len()],
 }
 
-impl<'m> Vouched<'m> {
-    fn by(manifest: &'m Manifest) -> Self {
-        let (mut files, mut tensors) = (Vec::new(), Vec::new());
-        for entry in &manifest.entries {
-            match entry {
-                ManifestEntry::File {
-                    name,
-                    algorithm,
-                    digest,
-                } => files.push((name.strip_prefix("./").unwrap_or(name), *algorithm, *digest)),
-                ManifestEntry::Tensor {
-                    name,
-                    dtype,
-                    shape,
-                    algorithm,
-                    digest,
-                } => tensors.push(Tensor {
-                    name,
-                    dtype: *dtype,
-                    shape,
-                    algorithm: *algorithm,
-                    digest: *digest,
-                }),
-            }
-        }
-        Self { files, tensors }
-    }
+/// What one line says of a file.
+struct Claim<'m> {
+    /// The position of the file.
+    file: usize,
+    algorithm: Option<Algorithm>,
+    digest: &'m Digest,
+}
 
-    fn check_files(
-        &self,
+/// In this order, digests are tried that do not say which one they are.
+const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Blake3];
+
+impl<'m> FileList<'m> {
+    /// Opens the files, and says which of them are not there.
+    fn of(
         path: &Path,
+        manifest: &'m Manifest,
         checkpoint: Option<&Checkpoint>,
-        options: &ReadOptions,
-        findings: &mut Vec<Finding>,
-    ) -> Result<()> {
+        problems: &mut Capped,
+    ) -> Result<Self> {
         let whole_folder = path.is_dir();
         let folder = folder_of(path, checkpoint);
         let own = own_names(path, checkpoint);
         let pool = Arc::<FilePool>::default();
-        let mut listed = Vec::new();
-        for &(name, algorithm, digest) in &self.files {
+        let mut list = Self {
+            files: Vec::new(),
+            claims: Vec::new(),
+        };
+        // By their parts, so that `a/b` and `a//b` are one; `None` for those that are not there.
+        let mut positions: HashMap<&Path, Option<usize>> = HashMap::new();
+        for (name, algorithm, digest) in files(manifest) {
             if !whole_folder && !own.contains(name) {
                 continue;
             }
-            let path = folder.join(name);
             if !stays_below(name) {
-                let problem = Error::new(Code::ManifestName).at_path(&folder);
-                findings.push(Finding::error(problem.found(format_args!("{name:?}"))));
+                problems.push(|| {
+                    let problem = Error::new(Code::ManifestName).at_path(&folder);
+                    problem.found(format_args!("{name:?}"))
+                });
                 continue;
             }
-            match pool.source(&path) {
-                Ok(source) => listed.push(Listed {
-                    name,
-                    source,
-                    path,
-                    algorithm,
-                    digest,
-                }),
-                Err(error) if error.code() == Code::NotFound => {
-                    let problem = Error::new(Code::DigestMissing).at_path(&path);
-                    findings.push(Finding::error(problem));
+            let file = match positions.get(Path::new(name)) {
+                Some(&known) => known,
+                None => {
+                    let file = list.open(&pool, name, folder.join(name), problems)?;
+                    positions.insert(Path::new(name), file);
+                    file
                 }
-                Err(error) => return Err(error),
-            }
+            };
+            list.claims.extend(file.map(|file| Claim {
+                file,
+                algorithm,
+                digest,
+            }));
         }
-        let untold = algorithm_by_trial(&listed, options)?;
-        for algorithm in [Algorithm::Sha256, Algorithm::Blake3] {
-            let of_it = |file: &&Listed<'_>| file.algorithm.unwrap_or(untold) == algorithm;
-            let files: Vec<_> = listed.iter().filter(of_it).collect();
-            let spans: Vec<_> = files
-                .iter()
-                .map(|file| whole_source(&file.source, &file.path))
-                .collect();
-            let digests = hash::each(&spans, algorithm, options)?;
-            for (file, found) in files.iter().zip(digests) {
-                file.source.check_unchanged()?;
-                if found != file.digest {
-                    let problem = mismatch(algorithm, file.digest, found).at_path(&file.path);
-                    findings.push(Finding::error(problem));
+        Ok(list)
+    }
+
+    /// Its position, if it is there.
+    fn open(
+        &mut self,
+        pool: &Arc<FilePool>,
+        name: &'m str,
+        path: PathBuf,
+        problems: &mut Capped,
+    ) -> Result<Option<usize>> {
+        let source = match pool.source(&path) {
+            Ok(source) => source,
+            Err(error) if error.code() == Code::NotFound => {
+                problems.push(|| Error::new(Code::DigestMissing).at_path(&path));
+                return Ok(None);
+            }
+            // A folder, or a link that leads nowhere, is the checkpoint's fault.
+            Err(error) if error.code() == Code::NotRegularFile => {
+                problems.push(|| error);
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        self.files.push(ListedFile {
+            name,
+            source: Arc::new(source),
+            path,
+            found: [None; ALGORITHMS.len()],
+        });
+        Ok(Some(self.files.len() - 1))
+    }
+
+    /// Compares what the lines say with what the files are. Each file is read once for each digest that
+    /// any line has of it, however many lines there are.
+    fn check(mut self, options: &ReadOptions, problems: &mut Capped) -> Result<()> {
+        let untold = self.algorithm_by_trial(options)?;
+        for algorithm in ALGORITHMS {
+            let of_it = |claim: &&Claim<'_>| claim.algorithm.unwrap_or(untold) == algorithm;
+            let files = self.claims.iter().filter(of_it).map(|claim| claim.file);
+            let files: Vec<_> = files.collect();
+            self.digest(files, algorithm, options)?;
+            for claim in self.claims.iter().filter(of_it) {
+                let file = self.files.get(claim.file);
+                let found = file.and_then(|file| Some((file, file.found(algorithm)?)));
+                if let Some((file, found)) = found.filter(|(_, found)| found != claim.digest) {
+                    problems.push(|| {
+                        let problem = Error::new(Code::DigestMismatch).at_path(&file.path);
+                        says(problem, algorithm, *claim.digest, found)
+                    });
                 }
             }
         }
         Ok(())
     }
 
-    /// What the checkpoint has and the manifest does not name.
-    fn check_unlisted(&self, checkpoint: &Checkpoint, findings: &mut Vec<Finding>) {
-        let unlisted = |path: &Path| Error::new(Code::DigestUnlisted).at_path(path);
-        if !self.files.is_empty() {
-            let named: HashSet<_> = self.files.iter().map(|(name, ..)| *name).collect();
-            let files = checkpoint.files().iter();
-            let files = files.filter(|file| !named.contains(file.name()));
-            findings.extend(files.map(|file| Finding::error(unlisted(file.place()))));
-            if let Some(index) = checkpoint.index() {
-                let name = index.path().file_name().unwrap_or_default();
-                if !named.contains(&*name.to_string_lossy()) {
-                    findings.push(Finding::warning(unlisted(index.path())));
+    /// Which digest those are that do not say: both have 64 digits.
+    fn algorithm_by_trial(&mut self, options: &ReadOptions) -> Result<Algorithm> {
+        let untold = self.claims.iter().filter(|claim| claim.algorithm.is_none());
+        let mut untold: Vec<_> = untold.map(|claim| (claim.file, claim.digest)).collect();
+        untold.sort_by_key(|&(file, _)| file);
+        let of_a_file = untold.chunk_by(|(a, _), (b, _)| a == b);
+        let mut candidates: Vec<_> = of_a_file
+            .filter_map(|claims| Some((claims.first()?.0, claims)))
+            .collect();
+        candidates.sort_by_key(|&(file, _)| {
+            let file = self.files.get(file);
+            file.map(|file| (file.source.len(), file.name))
+        });
+        let quiet = ReadOptions {
+            progress: None,
+            ..options.clone()
+        };
+        for (file, claims) in candidates {
+            for algorithm in ALGORITHMS {
+                self.digest(vec![file], algorithm, &quiet)?;
+                let found = self.files.get(file).and_then(|file| file.found(algorithm));
+                if claims.iter().any(|(_, digest)| Some(**digest) == found) {
+                    return Ok(algorithm);
                 }
             }
         }
-        if !self.tensors.is_empty() || self.files.is_empty() {
-            let named: HashSet<_> = self.tensors.iter().map(|tensor| tensor.name).collect();
-            let tensors = checkpoint.tensors();
-            for tensor in tensors.filter(|tensor| !named.contains(tensor.name)) {
-                let file = checkpoint.file_of(tensor.name);
-                let place = file.map_or(Path::new(""), |file| file.place());
-                findings.push(Finding::error(unlisted(place).in_tensor(tensor.name)));
-            }
-        }
+        Ok(Algorithm::default())
     }
 
-    fn check_tensors(
-        &self,
-        checkpoint: &Checkpoint,
+    /// Finds out the digests of these files, unless they are known.
+    fn digest(
+        &mut self,
+        mut files: Vec<usize>,
+        algorithm: Algorithm,
         options: &ReadOptions,
-        findings: &mut Vec<Finding>,
     ) -> Result<()> {
-        let mut there = Vec::new();
-        for tensor in &self.tensors {
-            let info = match checkpoint.info(tensor.name) {
-                Ok(info) => info,
-                Err(error) => {
-                    findings.push(Finding::error(error));
-                    continue;
+        files.sort_unstable();
+        files.dedup();
+        let at = |at: &usize| self.files.get(*at);
+        files.retain(|file| at(file).is_some_and(|file| file.found(algorithm).is_none()));
+        let extents: Vec<_> = files
+            .iter()
+            .filter_map(at)
+            .map(|file| Extent::whole(&file.source, &file.path))
+            .collect();
+        let digests = hash::each(&extents, algorithm, options)?;
+        for (file, digest) in files.into_iter().zip(digests) {
+            if let Some(file) = self.files.get_mut(file) {
+                file.source.check_unchanged()?;
+                let place = ALGORITHMS.iter().position(|&known| known == algorithm);
+                if let Some(found) = place.and_then(|place| file.found.get_mut(place)) {
+                    *found = Some(digest);
                 }
-            };
-            let about = |code| {
-                let file = checkpoint.file_of(tensor.name);
-                let place = file.map_or(Path::new(""), |file| file.place());
-                Error::new(code).at_path(place).in_tensor(tensor.name)
-            };
-            if info.dtype != tensor.dtype {
-                let problem = about(Code::DtypeMismatch)
-                    .expected(tensor.dtype)
-                    .found(info.dtype);
-                findings.push(Finding::error(problem));
-            } else if info.shape != tensor.shape {
-                let problem = about(Code::ShapeMismatch)
-                    .expected(format_args!("{:?}", tensor.shape))
-                    .found(format_args!("{:?}", info.shape));
-                findings.push(Finding::error(problem));
-            } else if let Some(span) = checkpoint.span_of(&info) {
-                there.push((tensor, span, about(Code::DigestMismatch)));
-            }
-        }
-        let mut found = HashMap::new();
-        for algorithm in [Algorithm::Sha256, Algorithm::Blake3] {
-            let of_it = there
-                .iter()
-                .filter(|(tensor, ..)| tensor.algorithm == algorithm);
-            let (names, spans): (Vec<_>, Vec<_>) =
-                of_it.map(|(tensor, span, _)| (tensor.name, *span)).unzip();
-            found.extend(
-                names
-                    .into_iter()
-                    .zip(hash::each(&spans, algorithm, options)?),
-            );
-        }
-        checkpoint.check_files_unchanged()?;
-        for (tensor, _, problem) in there {
-            if let Some(&found) = found.get(tensor.name)
-                && found != tensor.digest
-            {
-                let problem = says(problem, tensor.algorithm, tensor.digest, found);
-                findings.push(Finding::error(problem));
             }
         }
         Ok(())
     }
 }
 
-fn mismatch(algorithm: Algorithm, expected: Digest, found: Digest) -> Error {
-    says(Error::new(Code::DigestMismatch), algorithm, expected, found)
+impl ListedFile<'_> {
+    fn found(&self, algorithm: Algorithm) -> Option<Digest> {
+        let mut found = ALGORITHMS.iter().zip(self.found);
+        found.find(|(known, _)| **known == algorithm)?.1
+    }
+}
+
+/// What a manifest says of files: name, digest, and which one.
+fn files(manifest: &Manifest) -> impl Iterator<Item = (&str, Option<Algorithm>, &Digest)> {
+    manifest.entries.iter().filter_map(|entry| match entry {
+        ManifestEntry::File {
+            name,
+            algorithm,
+            digest,
+        } => Some((name.strip_prefix("./").unwrap_or(name), *algorithm, digest)),
+        ManifestEntry::Tensor { .. } => None,
+    })
+}
+
+/// What a manifest says of tensors.
+fn tensors(manifest: &Manifest) -> impl Iterator<Item = TensorClaim<'_>> {
+    manifest.entries.iter().filter_map(|entry| match entry {
+        ManifestEntry::Tensor {
+            name,
+            dtype,
+            shape,
+            algorithm,
+            digest,
+        } => Some(TensorClaim {
+            name,
+            dtype: *dtype,
+            shape,
+            algorithm: *algorithm,
+            digest,
+        }),
+        ManifestEntry::File { .. } => None,
+    })
+}
+
+/// What one line says of a tensor.
+struct TensorClaim<'m> {
+    name: &'m str,
+    dtype: Dtype,
+    shape: &'m [u64],
+    algorithm: Algorithm,
+    digest: &'m Digest,
+}
+
+fn unlisted(path: &Path) -> Error {
+    Error::new(Code::DigestUnlisted).at_path(path)
+}
+
+/// The files that the checkpoint has and a manifest of files does not name.
+fn unlisted_files(checkpoint: &Checkpoint, manifest: &Manifest) -> Capped {
+    let mut problems = Capped::default();
+    let named: HashSet<_> = files(manifest).map(|(name, ..)| name).collect();
+    if !named.is_empty() {
+        let files = checkpoint.files().iter();
+        let is_named = |name: Option<&str>| name.is_some_and(|name| named.contains(name));
+        for file in files.filter(|file| !is_named(listed_name(file))) {
+            problems.push(|| unlisted(file.place()));
+        }
+    }
+    problems
+}
+
+/// Whether a manifest names the index, or no file at all.
+fn vouches_for_index(manifest: &Manifest, index: &Path) -> bool {
+    let index = index.file_name().and_then(OsStr::to_str);
+    let mut files = files(manifest).peekable();
+    files.peek().is_none() || files.any(|(name, ..)| Some(name) == index)
+}
+
+/// The tensors that the checkpoint has and a manifest of tensors does not name.
+fn unlisted_tensors(checkpoint: &Checkpoint, manifest: &Manifest) -> Capped {
+    let mut problems = Capped::default();
+    let named: HashSet<_> = tensors(manifest).map(|tensor| tensor.name).collect();
+    if named.is_empty() && files(manifest).next().is_some() {
+        return problems;
+    }
+    let tensors = checkpoint.tensors();
+    for tensor in tensors.filter(|tensor| !named.contains(tensor.name)) {
+        problems.push(|| unlisted(place_of(checkpoint, tensor.name)).in_tensor(tensor.name));
+    }
+    problems
+}
+
+/// Compares what the lines say of tensors with what they are; each tensor is read once for each digest
+/// that any line has of it.
+fn check_tensors(
+    checkpoint: &Checkpoint,
+    manifest: &Manifest,
+    options: &ReadOptions,
+) -> Result<Capped> {
+    let mut problems = Capped::default();
+    let mut found = HashMap::new();
+    for algorithm in ALGORITHMS {
+        let (mut names, mut extents) = (HashSet::new(), Vec::new());
+        for tensor in tensors(manifest).filter(|tensor| tensor.algorithm == algorithm) {
+            if let Ok(info) = checkpoint.info(tensor.name)
+                && tensor.differs(&info).is_none()
+                && names.insert(tensor.name)
+            {
+                extents.push((tensor.name, checkpoint.extent(tensor.name)?));
+            }
+        }
+        drop(names);
+        let (names, extents): (Vec<_>, Vec<_>) = extents.into_iter().unzip();
+        let digests = hash::each(&extents, algorithm, options)?;
+        found.extend(names.into_iter().map(|name| (name, algorithm)).zip(digests));
+    }
+    checkpoint.check_files_unchanged()?;
+    for tensor in tensors(manifest) {
+        // Which name may have been meant is not looked for: each search takes all names.
+        if !checkpoint.contains(tensor.name) {
+            let place = checkpoint.path().unwrap_or(Path::new(""));
+            problems.push(|| {
+                Error::new(Code::TensorMissing)
+                    .at_path(place)
+                    .in_tensor(tensor.name)
+            });
+            continue;
+        }
+        let info = match checkpoint.info(tensor.name) {
+            Ok(info) => info,
+            Err(error) => {
+                problems.push(|| error);
+                continue;
+            }
+        };
+        let found = found.get(&(tensor.name, tensor.algorithm));
+        let digest = |found: &Digest| {
+            let problem = Error::new(Code::DigestMismatch);
+            (found != tensor.digest)
+                .then(|| says(problem, tensor.algorithm, *tensor.digest, *found))
+        };
+        let problem = tensor.differs(&info).or_else(|| digest(found?));
+        if let Some(problem) = problem {
+            let place = place_of(checkpoint, tensor.name);
+            problems.push(|| problem.at_path(place).in_tensor(tensor.name));
+        }
+    }
+    Ok(problems)
+}
+
+impl TensorClaim<'_> {
+    /// What is another than the line says, so that its bytes are not worth looking at.
+    fn differs(&self, found: &TensorInfo<'_>) -> Option<Error> {
+        if found.dtype != self.dtype {
+            let problem = Error::new(Code::DtypeMismatch);
+            return Some(problem.expected(self.dtype).found(found.dtype));
+        }
+        (found.shape != self.shape).then(|| {
+            Error::new(Code::ShapeMismatch)
+                .expected(format_args!("{:?}", self.shape))
+                .found(format_args!("{:?}", found.shape))
+        })
+    }
+}
+
+/// What errors call the file of a tensor.
+fn place_of<'c>(checkpoint: &'c Checkpoint, tensor: &str) -> &'c Path {
+    let file = checkpoint.file_of(tensor);
+    file.map_or(Path::new(""), |file| file.place())
 }
 
 fn says(problem: Error, algorithm: Algorithm, expected: Digest, found: Digest) -> Error {
@@ -265,34 +433,15 @@ fn folder_of(path: &Path, checkpoint: Option<&Checkpoint>) -> PathBuf {
 fn own_names(path: &Path, checkpoint: Option<&Checkpoint>) -> HashSet<String> {
     let name = path.file_name().unwrap_or_default();
     let files = checkpoint.map_or(&[][..], Checkpoint::files).iter();
-    let names = files.map(|file| file.name().to_owned());
-    names.chain([name.to_string_lossy().into_owned()]).collect()
+    let names = files.filter_map(listed_name).chain(name.to_str());
+    names.map(str::to_owned).collect()
 }
 
 /// Whether a name leads to something below the folder, by what it says.
 fn stays_below(name: &str) -> bool {
     let mut parts = Path::new(name).components();
-    !name.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
-}
-
-/// Which digest those are that do not say: both have 64 digits.
-fn algorithm_by_trial(listed: &[Listed<'_>], options: &ReadOptions) -> Result<Algorithm> {
-    let mut untold: Vec<_> = listed
-        .iter()
-        .filter(|file| file.algorithm.is_none())
-        .collect();
-    untold.sort_by_key(|file| (file.source.len(), file.name));
-    let quiet = ReadOptions {
-        progress: None,
-        ..options.clone()
-    };
-    for file in untold {
-        let span = whole_source(&file.source, &file.path);
-        for algorithm in [Algorithm::Sha256, Algorithm::Blake3] {
-            if hash::each(&[span], algorithm, &quiet)? == [file.digest] {
-                return Ok(algorithm);
-            }
-        }
-    }
-    Ok(Algorithm::default())
+    // No file has a NUL in its name.
+    !name.is_empty()
+        && !name.contains('\0')
+        && parts.all(|part| matches!(part, Component::Normal(_)))
 }

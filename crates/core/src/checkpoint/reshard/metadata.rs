@@ -3,34 +3,47 @@
 //! A key that has one value wherever it occurs is a fact about the checkpoint, and every new file gets
 //! it. Where the values differ, each is about its own file, which is no more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::mem;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::MetadataLeft;
-use crate::SaveOptions;
-use crate::checkpoint::{Checkpoint, Index, Plan};
-use crate::format::layout;
+use super::choice::Choice;
+use crate::checkpoint::save::SaveOptions;
+use crate::checkpoint::{Checkpoint, Index};
+use crate::error::Result;
+use crate::io::workers::Cancel;
 
 /// How many elements there are, as transformers writes it into an index.
 const PARAMETERS: &str = "total_parameters";
 
 /// Puts all metadata that can be kept into the options, which are those that save the checkpoint as it
 /// is; returns the rest.
+///
+/// # Errors
+/// `cancelled`.
 pub(super) fn keep(
     checkpoint: &Checkpoint,
-    plan: &Plan,
+    choice: &Choice<'_>,
     is_single: bool,
     options: &mut SaveOptions,
-) -> Vec<MetadataLeft> {
+) -> Result<Vec<MetadataLeft>> {
     let mut left = Vec::new();
-    keep_of_headers(checkpoint, options, &mut left);
-    let before = checkpoint.totals().parameters;
-    let now = elements(plan);
+    let agreed = keep_of_headers(checkpoint, options, &mut left)?;
+    options.metadata.extend(agreed);
+    let counts = options
+        .index_metadata
+        .iter()
+        .any(|(key, _)| key == PARAMETERS);
+    let (before, now) = match counts {
+        true => (checkpoint.totals().parameters, choice.elements()),
+        false => (0, 0),
+    };
+    let mut texts = Vec::new();
+    let taken: HashSet<&str> = options.metadata.iter().map(|(key, _)| &**key).collect();
     for (key, value) in mem::take(&mut options.index_metadata) {
-        let is_taken = || options.metadata.iter().any(|(kept, _)| *kept == key);
         match value {
             // It can be counted again.
             Value::Number(count) if key == PARAMETERS && count.as_u64() == Some(before) => {
@@ -43,45 +56,48 @@ pub(super) fn keep(
                 left.push(of_the_index(checkpoint, key, &value));
             }
             value if !is_single => options.index_metadata.push((key, value)),
-            Value::String(text) if !is_taken() => options.metadata.push((key, text)),
+            // An index has a key once.
+            Value::String(text) if !taken.contains(&*key) => texts.push((key, text)),
             value => left.push(of_the_index(checkpoint, key, &value)),
         }
     }
-    left
+    options.metadata.append(&mut texts);
+    Ok(left)
 }
 
-/// Adds what only some files say, if none of the others contradicts.
+/// What only some files say, if none of the others contradicts; the rest goes to what is left.
 fn keep_of_headers(
     checkpoint: &Checkpoint,
-    options: &mut SaveOptions,
+    options: &SaveOptions,
     left: &mut Vec<MetadataLeft>,
-) {
+) -> Result<Vec<(String, String)>> {
+    let kept = options.metadata.iter();
+    let mut kept: Vec<(&str, &str)> = kept.map(|(key, value)| (&**key, &**value)).collect();
+    kept.sort_unstable();
     let mut values: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
     for file in checkpoint.files() {
+        Cancel::check(options.cancel.as_ref())?;
         for (key, value) in file.header().metadata() {
             let is_alias = checkpoint.aliases().contains_key(key);
-            let is_kept = options
-                .metadata
-                .iter()
-                .any(|(kept, with)| kept == key && with == value);
-            if !is_alias && !is_kept {
+            if !is_alias && kept.binary_search(&(key, value)).is_err() {
                 values.entry(key).or_default().push((file.name(), value));
             }
         }
     }
+    let mut agreed = Vec::new();
     for (key, values) in values {
-        let agreed = match values.as_slice() {
+        let is_agreed = match values.as_slice() {
             [(_, first), others @ ..] => others.iter().all(|(_, value)| value == first),
             [] => true,
         };
-        let is_taken = options.metadata.iter().any(|(kept, _)| kept == key);
+        let is_taken = kept.binary_search_by_key(&key, |(key, _)| key).is_ok();
         for (at, (file, value)) in values.into_iter().enumerate() {
             match () {
                 // What every save adds.
                 () if key == "format" && value == "pt" && !is_taken => {}
-                () if agreed && !is_taken => {
+                () if is_agreed && !is_taken => {
                     if at == 0 {
-                        options.metadata.push((key.to_owned(), value.to_owned()));
+                        agreed.push((key.to_owned(), value.to_owned()));
                     }
                 }
                 () => left.push(MetadataLeft {
@@ -92,12 +108,7 @@ fn keep_of_headers(
             }
         }
     }
-}
-
-fn elements(plan: &Plan) -> u64 {
-    let shapes = plan.tensors.iter().map(|planned| &planned.shape);
-    let elements = shapes.map(|shape| layout::elements(shape).unwrap_or(u64::MAX));
-    elements.fold(0, u64::saturating_add)
+    Ok(agreed)
 }
 
 fn of_the_index(checkpoint: &Checkpoint, key: String, value: &Value) -> MetadataLeft {

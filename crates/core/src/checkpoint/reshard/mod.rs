@@ -4,26 +4,27 @@
 //! buffer. The rest is a save like any other, by the rules of [`save`](super::save).
 
 mod cast;
+mod choice;
 mod metadata;
 mod options;
 mod report;
 mod side_files;
 
-use std::collections::HashMap;
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use cast::CastStored;
+use choice::Choice;
 use side_files::GoingAlong;
 
-use super::locate::{Listing, STEMS, index_of};
-use super::save::stored::Stored;
-use super::save::{is_file, is_single, save_after};
-use super::{Checkpoint, LoadOptions, Plan, Planned, Support};
-use crate::{
-    Code, Error, Result, SaveOptions, SaveTensor, ShardSize, Sharding, Ties, natural_order,
-};
+use super::file_names::{STEMS, index_of};
+use super::locate::Listing;
+use super::save::{Taken, is_file, is_single, save_with};
+use super::{Checkpoint, LoadOptions, ShardFile};
+use crate::checkpoint::save::{SaveOptions, ShardSize, Ties};
+use crate::error::{Code, Error, Result};
+use crate::io::rights::Rights;
+use crate::io::workers::Cancel;
 
 pub use options::{ConvertOptions, ReshardOptions, Shards, SideFiles};
 pub use report::{MetadataLeft, ReshardReport};
@@ -121,29 +122,37 @@ pub fn convert(
         dtype: options.dtype.clone(),
         ..LoadOptions::default()
     };
-    let mut plan = checkpoint.plan(&load, |_| Support::Native)?;
-    if plan.tensors.is_empty() && checkpoint.tensors().next().is_some() {
+    let mut choice = Choice::new(checkpoint, &load)?;
+    if choice.is_empty() && checkpoint.tensors().next().is_some() {
         return Err(Error::new(Code::NothingLeft));
     }
-    // As if the tensors had always had these names.
-    plan.tensors.sort_by(|a, b| natural_order(&a.name, &b.name));
-    let overflows: Vec<_> = plan.tensors.iter().map(|_| AtomicU64::new(0)).collect();
-    let tensors = plan.tensors.iter().zip(&overflows);
-    let tensors = tensors.map(|(planned, overflows)| save_tensor(checkpoint, planned, overflows));
-    let tensors: Vec<_> = tensors.collect::<Result<_>>()?;
-
-    let mut save_options = save_options(checkpoint, to, &plan, &load, &options.reshard);
-    let is_single = is_file(to) || is_single(&tensors, &save_options)?;
-    let metadata_left = metadata::keep(checkpoint, &plan, is_single, &mut save_options);
-    let mut along = match options.reshard.side_files {
-        SideFiles::Leave => GoingAlong::default(),
-        SideFiles::Carry => GoingAlong::find(checkpoint, &folder_of(to))?,
+    choice.keeps_shards = options.reshard.shards == Shards::Keep;
+    let cancel = options.reshard.cancel.as_ref();
+    Cancel::check(cancel)?;
+    let mut save_options = save_options(checkpoint, to, &choice, &load, &options.reshard);
+    let is_single = is_file(to) || is_single(&choice, &save_options)?;
+    Cancel::check(cancel)?;
+    let metadata_left = metadata::keep(checkpoint, &choice, is_single, &mut save_options)?;
+    let find = |folder: &Path| match options.reshard.side_files {
+        SideFiles::Leave => Ok(GoingAlong::default()),
+        SideFiles::Carry => GoingAlong::find(checkpoint, folder),
     };
+    // What cannot go along is said before anything is written; what goes is what is not there when the
+    // folder is locked, and nothing of a dead save in it any more.
+    let (_, not_carried) = find(&folder_of(to))?.names();
+    let along = RefCell::default();
     let durability = save_options.durability;
-    let saved = save_after(tensors, to, &save_options, |folder| {
-        along.put(folder, durability)
-    })?;
-    let (carried, not_carried) = along.stay();
+    let taken = Taken {
+        rights: rights(checkpoint)?,
+        along: &|folder| {
+            let found: GoingAlong = find(folder)?;
+            let stages = found.stage(folder, durability);
+            along.replace(found);
+            stages
+        },
+    };
+    let saved = save_with(&choice, to, &save_options, taken)?;
+    let (carried, _) = along.into_inner().names();
     let mut report = ReshardReport {
         saved,
         unlisted: unlisted(checkpoint),
@@ -152,13 +161,22 @@ pub fn convert(
         not_carried,
         ..ReshardReport::default()
     };
-    for (planned, overflows) in plan.tensors.iter().zip(&overflows) {
-        report.add(planned, overflows.load(Ordering::Relaxed));
+    for outcome in choice.outcomes() {
+        report.add(&outcome);
     }
     let names = checkpoint.names().into_iter();
-    let left_out = names.filter(|name| load.new_name(name).is_none());
+    let left_out = names.filter(|name| !load.is_wanted(name));
     report.left_out = left_out.map(str::to_owned).collect();
     Ok(report)
+}
+
+/// Who may read all files of the checkpoint, and so their copy.
+fn rights(checkpoint: &Checkpoint) -> Result<Rights> {
+    let paths = checkpoint.files().iter().filter_map(ShardFile::path);
+    paths.into_iter().try_fold(Rights::New, |rights, path| {
+        let more = Rights::at(path)?.without_notes().of_a_copy();
+        Ok(rights.and(more))
+    })
 }
 
 /// Checks that a single file will not be taken for one of two checkpoints of the same name.
@@ -196,49 +214,20 @@ fn folder_of(to: &Path) -> PathBuf {
     }
 }
 
-/// A tensor of the plan, copied or converted when it is written.
-fn save_tensor<'c>(
-    checkpoint: &'c Checkpoint,
-    planned: &Planned,
-    overflows: &'c AtomicU64,
-) -> Result<SaveTensor<'c>> {
-    let missing = || checkpoint.missing(&planned.stored);
-    let stored = Stored::of(checkpoint, &planned.stored).ok_or_else(missing)?;
-    let (name, shape) = (planned.name.as_str(), planned.shape.as_slice());
-    Ok(match planned.cast {
-        None => SaveTensor::new(name, planned.dtype, shape, stored),
-        Some(cast) => {
-            let data = CastStored::new(stored, cast, overflows);
-            SaveTensor::new(name, planned.dtype, shape, data)
-        }
-    })
-}
-
 /// Options that save the checkpoint as it is, but for what is to change.
 fn save_options(
     checkpoint: &Checkpoint,
     to: &Path,
-    plan: &Plan,
+    choice: &Choice<'_>,
     load: &LoadOptions,
     options: &ReshardOptions,
 ) -> SaveOptions {
-    let like = SaveOptions::like(checkpoint);
-    let names = plan.tensors.iter();
-    let names = names.map(|planned| (planned.stored.as_str(), planned.name.as_str()));
-    let names: HashMap<_, _> = names.collect();
-    let name_of = |stored: &String| names.get(stored.as_str()).map(|&name| name.to_owned());
-    let sharding = match (options.shards, like.sharding) {
-        (Shards::Keep, Sharding::Explicit(shards)) => {
-            let shards = shards.iter();
-            let shards = shards.map(|shard| shard.iter().filter_map(name_of).collect());
-            Sharding::Explicit(shards.collect())
-        }
-        _ => Sharding::Greedy,
-    };
-    let aliases = like.aliases.iter().filter_map(|(dropped, kept)| {
-        let (dropped, kept) = (load.new_name(dropped)?, name_of(kept)?);
+    let like = SaveOptions::like_in_any_shards(checkpoint);
+    let kept = choice.kept_of(&like.aliases).into_iter();
+    let aliases = kept.filter_map(|(dropped, kept)| {
+        let dropped = load.new_name(dropped)?;
         // Otherwise it is what the tensor is stored as.
-        (dropped != kept).then_some((dropped, kept))
+        (dropped != kept).then(|| (dropped, kept.to_owned()))
     });
     let is_in_place = checkpoint
         .folder()
@@ -246,7 +235,6 @@ fn save_options(
     let is_known = STEMS.contains(&like.stem.as_str());
     SaveOptions {
         aliases: aliases.collect(),
-        sharding,
         stem: match is_known || is_in_place {
             true => like.stem,
             false => SaveOptions::default().stem,
@@ -258,6 +246,7 @@ fn save_options(
         dialect: options.dialect.unwrap_or(like.dialect),
         // Each was stored for itself.
         ties: Ties::Duplicate,
+        losses: options.losses,
         durability: options.durability,
         threads: options.threads,
         progress: options.progress.clone(),
@@ -277,11 +266,14 @@ fn is_same(one: &Path, other: &Path) -> bool {
 
 /// Tensors that the files hold and the checkpoint does not serve, with their files.
 fn unlisted(checkpoint: &Checkpoint) -> Vec<(String, String)> {
+    if checkpoint.serves_all {
+        return Vec::new();
+    }
     let files = checkpoint.files().iter().enumerate();
     let unlisted = files.flat_map(|(at, file)| {
         let names = file
             .names()
-            .filter(move |name| checkpoint.owner(name) != Some(at));
+            .filter(move |name| !checkpoint.serves(at, name));
         names.map(|name| (file.name().to_owned(), name.to_owned()))
     });
     unlisted.collect()

@@ -4,7 +4,13 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use crate::{Cancel, Dialect, Dtype, DtypeRule, Durability, Filter, Progress, Rename, ShardSize};
+use crate::checkpoint::commit::losses::Losses;
+use crate::checkpoint::dialect::Dialect;
+use crate::checkpoint::load::{DtypeRule, Filter, Rename};
+use crate::checkpoint::save::ShardSize;
+use crate::format::dtype::Dtype;
+use crate::io::durability::Durability;
+use crate::io::workers::{Cancel, Progress};
 
 /// How [`reshard`](crate::reshard) writes a checkpoint again; by default, like it is.
 #[derive(Clone, Default)]
@@ -15,6 +21,8 @@ pub struct ReshardOptions {
     pub dialect: Option<Dialect>,
     /// What becomes of the files beside the checkpoint.
     pub side_files: SideFiles,
+    /// What becomes of tensors that would disappear although nobody asked for that.
+    pub losses: Losses,
     /// When the call returns.
     pub durability: Durability,
     /// Writing threads; `None` means as many as there are cores, at most 8. Threads write different
@@ -33,6 +41,7 @@ impl fmt::Debug for ReshardOptions {
             .field("shards", &self.shards)
             .field("dialect", &self.dialect)
             .field("side_files", &self.side_files)
+            .field("losses", &self.losses)
             .field("durability", &self.durability)
             .field("threads", &self.threads)
             .field("progress", &self.progress.is_some())
@@ -43,6 +52,7 @@ impl fmt::Debug for ReshardOptions {
 
 /// Into which files a checkpoint is written again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Shards {
     /// As many as it has, each with the tensors that it has.
     #[default]
@@ -56,14 +66,17 @@ pub enum Shards {
 
 /// What becomes of the files that lie beside a checkpoint: configuration, tokenizer, licence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SideFiles {
     /// They stay where they are.
     #[default]
     Leave,
-    /// They are copied along. Left behind are weights of whatever format, what is hidden, folders, and
+    /// They are copied along, as part of the commit: beside old weights they do not appear, and nobody may
+    /// read a copy who could not read the file. Left behind are weights of whatever format, what is hidden, folders, and
     /// what is larger than 128 MiB; [`ReshardReport::not_carried`](crate::ReshardReport::not_carried)
     /// has all of it except what is hidden. A file that is there already and says something else is
-    /// not replaced, but an error.
+    /// not replaced, but an error; so are a device or the like, and a link that leads out of the folder,
+    /// unless it is one of the Hugging Face cache.
     Carry,
 }
 

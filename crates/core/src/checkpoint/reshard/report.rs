@@ -1,16 +1,22 @@
 //! What became of a checkpoint that was written again.
 
-use crate::{CastRecord, Dtype, Planned, SaveReport};
+use std::collections::BTreeMap;
+
+use super::choice::Outcome;
+use crate::checkpoint::report::CastRecord;
+use crate::checkpoint::save::SaveReport;
+use crate::format::dtype::Dtype;
 
 /// What [`reshard`](crate::reshard) or [`convert`](crate::convert) did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ReshardReport {
     /// What was written.
     pub saved: SaveReport,
     /// Tensors that were converted, under their new names.
     pub cast: Vec<CastRecord>,
-    /// Tensors whose bytes are as they were, under their new names, and their dtypes.
-    pub unchanged: Vec<(String, Dtype)>,
+    /// How many tensors of each dtype have the bytes that they had.
+    pub unchanged: BTreeMap<Dtype, u64>,
     /// Tensors in which finite numbers became infinite, because the new dtype does not reach that far,
     /// and how many.
     pub overflowed: Vec<(String, u64)>,
@@ -32,6 +38,7 @@ pub struct ReshardReport {
 /// An entry of metadata that was not written: of one of several files whose values differ, or of an
 /// index, where there is none any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MetadataLeft {
     /// The file or index that had it.
     pub file: String,
@@ -43,17 +50,22 @@ pub struct MetadataLeft {
 
 impl ReshardReport {
     /// Records what became of a tensor.
-    pub(super) fn add(&mut self, planned: &Planned, overflows: u64) {
-        let name = &planned.name;
-        match planned.record() {
-            Some(record) => self.cast.push(record),
-            None => self.unchanged.push((name.clone(), planned.dtype)),
+    pub(super) fn add(&mut self, outcome: &Outcome<'_>) {
+        let (stored, name, dtype) = (&outcome.stored, outcome.name, outcome.dtype);
+        match dtype == stored.dtype {
+            true => *self.unchanged.entry(dtype).or_default() += 1,
+            false => self.cast.push(CastRecord {
+                name: name.to_owned(),
+                from: stored.dtype,
+                to: dtype,
+            }),
         }
-        if *name != planned.stored {
-            self.renamed.push((planned.stored.clone(), name.clone()));
+        if name != stored.name {
+            let names = (stored.name.to_owned(), name.to_owned());
+            self.renamed.push(names);
         }
-        if overflows > 0 {
-            self.overflowed.push((name.clone(), overflows));
+        if outcome.overflows > 0 {
+            self.overflowed.push((name.to_owned(), outcome.overflows));
         }
     }
 }

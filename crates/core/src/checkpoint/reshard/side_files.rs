@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use super::is_same;
 use crate::checkpoint::Checkpoint;
-use crate::io::publish::{Mode, Publish, Stage};
+use crate::error::{Code, Error, Result};
+use crate::io::durability::Durability;
+use crate::io::publish::Stage;
+use crate::io::rights::Rights;
 use crate::io::sink::{Origin, Sink};
-use crate::io::source::{FileSource, ReadAt, read_vec};
-use crate::{Code, Durability, Error, Result};
+use crate::io::source::{FileSource, ReadAt, describe, read_vec};
 
 /// Larger files are data. The largest tokenizers have some 30 MB.
 const LARGEST: u64 = 128 << 20;
@@ -37,24 +39,22 @@ const WEIGHTS: [&str; 18] = [
     ".distcp",
 ];
 
-/// Files that go along. Those that were put into the folder are removed when this is dropped, unless
-/// they are to stay.
+/// Files that go along.
 #[derive(Debug, Default)]
 pub(super) struct GoingAlong {
     from: PathBuf,
-    /// Names of those that are still to be copied.
+    /// Names of those that are to be copied.
     files: Vec<String>,
     /// Those that were there before, the same.
     there: Vec<String>,
     others: Vec<String>,
-    put: Vec<PathBuf>,
 }
 
 impl GoingAlong {
     /// Finds what lies beside the checkpoint, unless it is to stay in its folder. Changes nothing.
     ///
     /// # Errors
-    /// `side-file-differs`; `io`.
+    /// `side-file-differs`; `side-file-kind` for what is no file, or a link that leads elsewhere; `io`.
     pub(super) fn find(checkpoint: &Checkpoint, to: &Path) -> Result<Self> {
         let mut found = Self::default();
         let Some(from) = checkpoint.folder().filter(|from| !is_same(from, to)) else {
@@ -75,13 +75,18 @@ impl GoingAlong {
                 continue;
             }
             // What a link leads to counts: the cache is made of links.
-            let metadata = fs::metadata(from.join(&name));
+            let metadata = fs::metadata(from.join(&name)).ok();
+            let is_of_weights = WEIGHTS.iter().any(|end| name.ends_with(end));
             let goes =
-                metadata.is_ok_and(|metadata| metadata.is_file() && metadata.len() <= LARGEST);
-            match goes && !WEIGHTS.iter().any(|end| name.ends_with(end)) {
-                false => found.others.push(name),
-                true if is_there(from, to, &name)? => found.there.push(name),
-                true => found.files.push(name),
+                metadata.is_some_and(|metadata| !metadata.is_dir() && metadata.len() <= LARGEST);
+            if is_of_weights || !goes {
+                found.others.push(name);
+                continue;
+            }
+            check_kind(listed, &name)?;
+            match is_there(from, to, &name)? {
+                true => found.there.push(name),
+                false => found.files.push(name),
             }
         }
         found.files.sort_unstable();
@@ -89,14 +94,16 @@ impl GoingAlong {
         Ok(found)
     }
 
-    /// Copies them.
+    /// Copies them, for nobody to see who could not see them before.
     ///
     /// # Errors
     /// `io`, with the file; `file-changed`.
-    pub(super) fn put(&mut self, folder: &Path, durability: Durability) -> Result<()> {
-        for name in &self.files {
-            let source = FileSource::open(self.from.join(name))?;
-            let (stage, descriptor) = Stage::create_beside(folder, name, Mode::New)?;
+    pub(super) fn stage(&self, folder: &Path, durability: Durability) -> Result<Vec<Stage>> {
+        let stages = self.files.iter().map(|name| {
+            let path = self.from.join(name);
+            let rights = Rights::at(&path)?.of_a_copy();
+            let source = FileSource::open(&path)?;
+            let (stage, descriptor) = Stage::create(folder, name, &rights)?;
             let copy = || {
                 let mut sink = Sink::new(&descriptor, source.len(), durability, Origin::Files)?;
                 sink.copy(&source, 0..source.len())?;
@@ -104,28 +111,41 @@ impl GoingAlong {
                 sink.finish()
             };
             copy().map_err(|error| error.at_path(stage.target()))?;
-            let target = stage.target().to_path_buf();
-            stage.publish(Publish::NoReplace)?;
-            self.put.push(target);
-        }
-        Ok(())
+            Ok(stage)
+        });
+        stages.collect()
     }
 
-    /// Leaves them where they are now. Names of those that went along, and of those that did not.
-    pub(super) fn stay(mut self) -> (Vec<String>, Vec<String>) {
-        self.put.clear();
-        let mut along = std::mem::take(&mut self.files);
-        along.append(&mut self.there);
-        along.sort_unstable();
-        (along, std::mem::take(&mut self.others))
+    /// Names of those that went along, and of those that did not.
+    pub(super) fn names(mut self) -> (Vec<String>, Vec<String>) {
+        self.files.append(&mut self.there);
+        self.files.sort_unstable();
+        (self.files, self.others)
     }
 }
 
-impl Drop for GoingAlong {
-    fn drop(&mut self) {
-        for path in &self.put {
-            let _nothing_else_can_be_done = fs::remove_file(path);
-        }
+/// That a file is a file, and one of this folder: what a link from elsewhere leads to was never beside the
+/// checkpoint. The Hugging Face cache keeps a repository's files in a folder of their own.
+fn check_kind(folder: &Path, name: &str) -> Result<()> {
+    let path = folder.join(name);
+    let failed = |error| Error::io(Code::Io, error).at_path(&path);
+    let refused = |found: &str| Err(Error::new(Code::SideFileKind).at_path(&path).found(found));
+    let found = fs::metadata(&path).map_err(failed)?;
+    if !found.is_file() {
+        return refused(describe(&found));
+    }
+    if !fs::symlink_metadata(&path).map_err(failed)?.is_symlink() {
+        return Ok(());
+    }
+    let real = fs::canonicalize(&path).map_err(failed)?;
+    let home = fs::canonicalize(folder).map_err(failed)?;
+    let snapshots = home.parent().filter(|parent| parent.ends_with("snapshots"));
+    let blobs = snapshots
+        .and_then(Path::parent)
+        .map(|repository| repository.join("blobs"));
+    match real.starts_with(&home) || blobs.is_some_and(|blobs| real.starts_with(blobs)) {
+        true => Ok(()),
+        false => refused("a link that leads out of the folder"),
     }
 }
 

@@ -1,27 +1,15 @@
 //! Saving: tensors become one file, or shards with an index, such that every reader finds the old
 //! checkpoint or the new one at every instant.
 
-mod bridge;
-mod change;
-mod commit;
-mod destination;
-mod dialect;
-mod exchange;
-pub(super) mod journal;
-mod metadata;
+mod file_plan;
+pub(super) mod from_checkpoint;
 mod options;
 #[cfg(test)]
 mod oracle;
-mod owned;
-mod prepare;
-mod recover;
-mod reindex;
 mod shard_size;
-mod shards;
-pub(super) mod stored;
-#[cfg(test)]
-mod testing;
-mod ties;
+mod sharding;
+pub(super) mod tensors;
+pub(super) mod ties;
 mod write;
 
 use std::collections::BTreeMap;
@@ -30,21 +18,26 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use destination::Destination;
-use prepare::{NewFile, Prepared};
-use shards::Names;
+use file_plan::{FilePlan, NewFile};
+use tensors::Tensors;
 use write::{Output, is_in_file, write_file};
 
+use super::commit::NewFiles;
+use super::commit::locked_folder::{LockedFolder, NotRecovered, Target};
+use super::commit::losses::check_target;
+use super::commit::target_folder::TargetFolder;
+use super::file_names::{Names, Place};
+use crate::checkpoint::names::natural_order;
+use crate::error::{Code, Error, Result};
+use crate::format::dtype::Dtype;
 use crate::format::write::NewTensor;
-use crate::io::lock::{FolderLock, sweep};
-use crate::io::publish::{Mode, Publish, Stage, sync_folder};
+use crate::io::data::TensorData;
+use crate::io::publish::Stage;
+use crate::io::rights::Rights;
 use crate::io::sink::{Origin, Sink};
 use crate::io::workers::Workers;
-use crate::{Code, Dtype, Error, Result, TensorData, natural_order};
 
-pub use metadata::{MetadataChange, MetadataWrite, change_metadata};
-pub use options::{Dialect, Durability, SaveOptions, Sharding, Ties};
-pub use reindex::{IndexOutcome, IndexReport, write_index};
+pub use options::{SaveOptions, Sharding, Ties};
 pub use shard_size::ShardSize;
 
 /// A tensor that is to be saved.
@@ -96,7 +89,7 @@ impl<'t> SaveTensor<'t> {
     }
 
     /// As a header describes it.
-    fn described(&self) -> NewTensor<'_> {
+    pub(super) fn described(&self) -> NewTensor<'_> {
         NewTensor {
             name: &self.name,
             dtype: self.dtype,
@@ -117,6 +110,7 @@ impl fmt::Debug for SaveTensor<'_> {
 
 /// What a save wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SaveReport {
     /// The files with tensors, in the order of their numbers.
     pub files: Vec<SavedFile>,
@@ -130,12 +124,16 @@ pub struct SaveReport {
     /// Tensors whose bytes had to be made by copying, because they do not lie in memory as a file
     /// holds them.
     pub materialised: Vec<String>,
-    /// Files of the checkpoint before that are still there. The next save tries again to remove them.
+    /// Files of the checkpoint before that are still there, and that no reader takes for it. The next save
+    /// tries again to remove them.
     pub left_behind: Vec<PathBuf>,
+    /// Saves of other checkpoints in the folder that died there, and could be neither finished nor undone.
+    pub not_recovered: Vec<NotRecovered>,
 }
 
 /// A file that was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SavedFile {
     /// Its name in the folder.
     pub name: String,
@@ -150,12 +148,15 @@ pub struct SavedFile {
 /// the tensors are more than [`SaveOptions::max_shard_size`].
 ///
 /// - At every instant, whoever reads `path` finds what was there before or what is saved now, whole:
-///   after a failure, a kill or a power failure too. When the call returns, everything is on the
-///   medium, unless [`Durability::Cached`] was asked for.
+///   after a failure, a kill or a power failure too. When the call returns, every reader finds what is
+///   saved now, and everything is on the disk, unless [`Durability::Cached`](crate::Durability::Cached) was asked for.
 /// - In a folder, the checkpoint of the same stem and variant is replaced, and exactly its files are
 ///   removed. With the path of a file, nothing but that file is replaced.
-/// - Where a file is replaced, the new one has its mode; a link is replaced itself and never written
-///   through.
+/// - A tensor that is not part of what is replaced is not lost: see [`SaveOptions::losses`]. Nor is a
+///   file that comes into the place of a new one while it is written.
+/// - Where a file is replaced, the new one has its mode, owner, group, access control list and
+///   attributes, as far as the system lets us, and otherwise fewer rights, never more; a link is
+///   replaced itself and never written through.
 /// - The same tensors and options give the same bytes, however many threads write them.
 /// - Tensors may be read from the very files that are replaced; see
 ///   [`Checkpoint::save_tensors`](crate::Checkpoint::save_tensors).
@@ -165,12 +166,13 @@ pub struct SavedFile {
 /// file is copied by the system.
 ///
 /// # Errors
-/// What was there before stays, except where the last thing fails, to bring the new names to the
-/// medium: then what is saved now is there, and the error says so. Before anything is on disk: `name-collision`, `reserved-name`,
+/// What was there before stays, except where the last things fail, to bring the new names to the
+/// disk and to remove what a reader would take for the checkpoint (`old-checkpoint-left`): then what
+/// is saved now is there, and the error says so. Before anything is on disk: `would-be-lost`, `name-collision`, `reserved-name`,
 /// `shape-overflow`, `sub-byte-remainder`, `tied-tensors`, `shard-list`, `checkpoint-name`,
 /// `metadata-clash`; `tensor-short` and `tensor-long` where a tensor's data are known not to be as many
 /// bytes as its dtype and shape say; `not-a-regular-file` where something is in the way that must not
-/// be replaced. Later: `tensor-short`, `tensor-long`, whatever else a tensor's data answer, `io` with
+/// be replaced. Later: `file-changed` where somebody put a file into the place of a new one; `tensor-short`, `tensor-long`, whatever else a tensor's data answer, `io` with
 /// the file, `cancelled`; `broken-journal` where a save that died left something that cannot be
 /// understood.
 ///
@@ -196,20 +198,35 @@ pub fn save(
     path: impl AsRef<Path>,
     options: &SaveOptions,
 ) -> Result<SaveReport> {
-    save_after(tensors, path.as_ref(), options, |_| Ok(()))
+    save_with(&tensors, path.as_ref(), options, Taken::default())
 }
 
-/// Saves, and when everything is written, and nothing is to be seen of it yet, calls `prepare` with the
-/// folder. What it does must be taken back by the caller if the save fails.
-pub(super) fn save_after(
-    tensors: Vec<SaveTensor<'_>>,
+/// What a save takes over from the checkpoint that it writes again.
+pub(super) struct Taken<'s> {
+    /// Who may read new files that replace none.
+    pub(super) rights: Rights,
+    /// Stages files that go along in a folder, which is locked.
+    pub(super) along: &'s dyn Fn(&Path) -> Result<Vec<Stage>>,
+}
+
+impl Default for Taken<'_> {
+    fn default() -> Self {
+        Self {
+            rights: Rights::New,
+            along: &|_| Ok(Vec::new()),
+        }
+    }
+}
+
+pub(super) fn save_with(
+    tensors: &dyn Tensors,
     path: &Path,
     options: &SaveOptions,
-    prepare: impl FnOnce(&Path) -> Result<()>,
+    taken: Taken<'_>,
 ) -> Result<SaveReport> {
     match is_file(path) {
-        true => save_file(&tensors, path, options, prepare),
-        false => save_folder(&tensors, path, options, prepare),
+        true => save_file(tensors, path, options, taken),
+        false => save_folder(tensors, path, options, taken),
     }
 }
 
@@ -219,8 +236,8 @@ pub(super) fn is_file(path: &Path) -> bool {
 }
 
 /// Whether these tensors would be one file in a folder.
-pub(super) fn is_single(tensors: &[SaveTensor<'_>], options: &SaveOptions) -> Result<bool> {
-    let shards = Prepared::new(tensors, options)?.shards()?;
+pub(super) fn is_single(tensors: &dyn Tensors, options: &SaveOptions) -> Result<bool> {
+    let shards = FilePlan::new(tensors, options)?.shards()?;
     Ok(shards.len() == 1)
 }
 
@@ -248,127 +265,141 @@ pub fn write_to(
     mut writer: impl io::Write,
     options: &SaveOptions,
 ) -> Result<()> {
-    let prepared = Prepared::new(&tensors, options)?;
-    let file = prepared.one_file()?;
-    let workers = options.workers(prepared.total_size);
+    let plan = FilePlan::new(&tensors, options)?;
+    let file = plan.one_file()?;
+    let workers = options.workers(plan.total_size);
     let failed = |error| Error::io(Code::Io, error);
     let mut sink = |bytes: &[u8]| writer.write_all(bytes).map_err(failed);
     let output = Output::Writer(&mut sink);
-    write_file(output, &file.header, prepared.in_order(&file), &workers)?;
+    write_file(output, plan.in_order(&file), &workers)?;
     writer.flush().map_err(failed)
 }
 
-/// Replaces one file and looks at nothing else in its folder.
+/// Replaces one file and looks at nothing else in its folder but what hangs on that file.
 fn save_file(
-    tensors: &[SaveTensor<'_>],
+    tensors: &dyn Tensors,
     path: &Path,
     options: &SaveOptions,
-    prepare: impl FnOnce(&Path) -> Result<()>,
+    taken: Taken<'_>,
 ) -> Result<SaveReport> {
-    let prepared = Prepared::new(tensors, options)?;
-    let file = prepared.one_file()?;
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
+    let plan = FilePlan::new(tensors, options)?;
+    let file = plan.one_file()?;
+    let target = Target::at(path)?;
+    let Target { folder, name, .. } = target;
+    check_target(folder, name, options.losses, plan.names())?;
+    let rights = match target.rights {
+        Rights::New => taken.rights,
+        kept => kept,
     };
-    let name = path.file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| {
-        let error = Error::new(Code::CheckpointName).at_path(path);
-        error.found("a name that is not UTF-8")
-    })?;
-    let mode = Mode::at(path)?;
-    let workers = options.workers(prepared.total_size);
+    let workers = options.workers(plan.total_size);
     // Without the lock of the folder, so that saves of different files do not wait for each other: as
     // long as the descriptor is open, nobody sweeps the stage.
-    let (stage, _open) = stage(&prepared, &file, folder, name, mode, &workers)?;
-    let lock = FolderLock::acquire(folder, options.cancel.as_ref())?;
-    recover::recover(folder, name, &lock)?;
+    let (main, open) = stage(&plan, &file, folder, name, &rights, &workers)?;
+    let locked = LockedFolder::open(folder, options.cancel.as_ref())?;
+    drop(open);
+    let along = (taken.along)(folder)?;
     workers.go_on()?;
-    prepare(folder)?;
-    stage.publish(Publish::Replace)?;
-    sweep(folder, &lock);
-    if options.durability == Durability::Durable {
-        sync_folder(folder).map_err(commit::not_yet_safe)?;
-    }
-    Ok(prepared.report(&[file], vec![name.to_owned()]))
+    let new = NewFiles {
+        main,
+        shards: Vec::new(),
+        along,
+    };
+    let not_recovered = locked.replace(new, target.replaced, options.durability)?;
+    Ok(SaveReport {
+        not_recovered,
+        ..plan.report(&[file], vec![name.to_owned()])
+    })
 }
 
 /// Replaces the checkpoint of the options' stem and variant.
 fn save_folder(
-    tensors: &[SaveTensor<'_>],
+    tensors: &dyn Tensors,
     folder: &Path,
     options: &SaveOptions,
-    prepare: impl FnOnce(&Path) -> Result<()>,
+    taken: Taken<'_>,
 ) -> Result<SaveReport> {
-    let prepared = Prepared::new(tensors, options)?;
-    let files = prepared.files()?;
+    let plan = FilePlan::new(tensors, options)?;
+    let files = plan.files()?;
     let names = Names::new(&options.stem, options.variant.as_deref())?;
-    let sharded = files.len() > 1;
+    let of = files.len();
     // An index that cannot be written is refused before there is a folder.
-    let usual = |number| names.shard(number, files.len(), 1);
-    let usual: Vec<_> = (1..=files.len()).map(usual).collect();
-    let mut index = match sharded {
-        true => Some(prepared.index(&files, &usual)?),
+    let usual = (1..=of).map(|number| {
+        names.shard(Place {
+            generation: 1,
+            of,
+            number,
+        })
+    });
+    let usual: Vec<_> = usual.collect();
+    let mut index = match of > 1 {
+        true => Some(plan.index(&files, &usual)?),
         false => None,
     };
 
-    let to = Destination::open(folder, names, options.cancel.as_ref())?;
-    let names = match sharded {
-        true => to.shard_names(files.len())?,
-        false => vec![to.single_name()?],
+    let cancel = options.cancel.as_ref();
+    let mut to = TargetFolder::open(folder, names, options.losses, taken.rights, cancel)?;
+    let names = match index {
+        Some(_) => to.shard_names(of)?,
+        None => vec![to.single_name(plan.names())?],
     };
-    if sharded && names != usual {
-        index = Some(prepared.index(&files, &names)?);
+    if index.is_some() && names != usual {
+        drop(index.take());
+        index = Some(plan.index(&files, &names)?);
     }
-    let workers = options.workers(prepared.total_size);
+    let rights = match (&index, names.as_slice()) {
+        (None, [single]) => to.rights_for(single)?,
+        _ => to.rights().clone(),
+    };
+    let workers = options.workers(plan.total_size);
     let jobs: Vec<_> = files.iter().zip(&names).collect();
     let mut shards = workers.each(
         jobs,
         || (),
         |(file, name), ()| {
-            let mode = to.mode_for(name)?;
-            let (stage, _closed) = stage(&prepared, file, to.folder(), name, mode, &workers)?;
+            let (stage, _closed) = stage(&plan, file, to.folder(), name, &rights, &workers)?;
             Ok(stage)
         },
     )?;
     workers.go_on()?;
     let index_name = to.index_name();
     let main = match &index {
-        Some(bytes) => {
-            let mode = to.mode_for(&index_name)?;
-            change::stage(to.folder(), &index_name, mode, bytes, options.durability)?
-        }
+        Some(bytes) => to.stage(&index_name, bytes, options.durability)?,
         // A save without an index has one file.
         None => shards.remove(0),
     };
-    prepare(to.folder())?;
-    let removed = to.commit(shards, main, options.durability)?;
+    let along = (taken.along)(to.folder())?;
+    let new = NewFiles {
+        main,
+        shards,
+        along,
+    };
+    let removed = to.commit(new, options.durability)?;
     Ok(SaveReport {
         index: index.map(|_| index_name),
         left_behind: removed.left_behind,
-        ..prepared.report(&files, names)
+        not_recovered: std::mem::take(&mut to.not_recovered),
+        ..plan.report(&files, names)
     })
 }
 
 /// Writes a file under the name of a stage.
 fn stage(
-    prepared: &Prepared<'_>,
+    plan: &FilePlan<'_>,
     file: &NewFile,
     folder: &Path,
     name: &str,
-    mode: Mode,
+    rights: &Rights,
     workers: &Workers<'_>,
 ) -> Result<(Stage, File)> {
-    let (stage, descriptor) = Stage::create(folder, name, mode)?;
+    let (stage, descriptor) = Stage::create(folder, name, rights)?;
     let write = || {
         let len = file.header.file_len();
-        let origin = match prepared.in_order(file).any(is_in_file) {
+        let origin = match plan.in_order(file).iter().any(|item| is_in_file(&item)) {
             true => Origin::Files,
             false => Origin::Memory,
         };
-        let mut sink = Sink::new(&descriptor, len, prepared.options.durability, origin)?;
-        let tensors = prepared.in_order(file);
-        write_file(Output::File(&mut sink), &file.header, tensors, workers)?;
+        let mut sink = Sink::new(&descriptor, len, plan.options.durability, origin)?;
+        write_file(Output::File(&mut sink), plan.in_order(file), workers)?;
         sink.finish()
     };
     write().map_err(|error| error.at_path(stage.target()))?;

@@ -7,8 +7,11 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::shard_size::ShardSize;
-use crate::io::workers::{Workers, threads};
-use crate::{Cancel, DataAlignment, Progress};
+use crate::checkpoint::commit::losses::Losses;
+use crate::checkpoint::dialect::Dialect;
+use crate::format::write::DataAlignment;
+use crate::io::durability::Durability;
+use crate::io::workers::{Cancel, Progress, Workers, threads};
 
 /// How a checkpoint is saved. The default is what `transformers` writes: safetensors files of up to
 /// 5 GB with `format: pt`, an index in its spelling where there is more than one.
@@ -37,6 +40,8 @@ pub struct SaveOptions {
     /// More names for tensors, `(name, stored tensor)`, recorded like those of tied tensors. Left out is
     /// an alias whose tensor is not saved, or whose name is that of a tensor.
     pub aliases: Vec<(String, String)>,
+    /// What becomes of tensors that the save would make disappear although they are not what it replaces.
+    pub losses: Losses,
     /// When the save returns.
     pub durability: Durability,
     /// At which multiple the data section of a file begins.
@@ -70,6 +75,7 @@ impl Default for SaveOptions {
             index_metadata: Vec::new(),
             ties: Ties::default(),
             aliases: Vec::new(),
+            losses: Losses::default(),
             durability: Durability::default(),
             alignment: DataAlignment::default(),
             threads: None,
@@ -91,6 +97,7 @@ impl fmt::Debug for SaveOptions {
             .field("index_metadata", &self.index_metadata)
             .field("ties", &self.ties)
             .field("aliases", &self.aliases)
+            .field("losses", &self.losses)
             .field("durability", &self.durability)
             .field("alignment", &self.alignment)
             .field("threads", &self.threads)
@@ -102,6 +109,7 @@ impl fmt::Debug for SaveOptions {
 
 /// Which tensor goes into which shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Sharding {
     /// As Hugging Face's libraries do: in the order given, a new shard where the next tensor does
     /// not fit, and a tensor that is too large in a shard of its own while the open shard stays open.
@@ -116,23 +124,12 @@ pub enum Sharding {
     Explicit(Vec<Vec<String>>),
 }
 
-/// Whose spelling of the index.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Dialect {
-    /// transformers and accelerate: sorted by name, a newline at the end.
-    #[default]
-    Transformers,
-    /// huggingface_hub: in the order of the shards; metadata goes into the index.
-    Hub,
-    /// torch's distributed checkpoints: in the order given, `total_size` only.
-    Dcp,
-}
-
 /// What becomes of tensors that share their memory.
 ///
 /// Tied are tensors of one dtype and shape at the very same bytes. What overlaps only in part is
 /// always stored as copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Ties {
     /// Store them once, under the name that comes first in the alphabet, and record the others as
     /// `dropped: kept`, as huggingface_hub does.
@@ -142,15 +139,4 @@ pub enum Ties {
     Duplicate,
     /// Refuse.
     Error,
-}
-
-/// When a save returns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Durability {
-    /// When everything is on the medium: a power failure afterwards loses nothing.
-    #[default]
-    Durable,
-    /// When everything is written; the system brings it to the medium when it likes. A crash of the
-    /// process still leaves the old or the new checkpoint, a power failure may leave neither.
-    Cached,
 }

@@ -9,14 +9,16 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
-use super::dialect::{IndexContents, Layout, header_metadata, index_bytes};
-use super::shards::{Names, Sized, plan};
+use super::sharding::{Sized, plan};
 use super::ties::{Resolved, resolve};
-use super::{Dialect, SaveTensor, ShardSize, Sharding, Ties};
+use super::{SaveTensor, ShardSize, Sharding, Ties};
 use crate::checkpoint::Index;
+use crate::checkpoint::dialect::{Dialect, IndexContents, Layout, header_metadata, index_bytes};
+use crate::checkpoint::file_names::{Names, Place};
+use crate::format::dtype::Dtype;
 use crate::format::write::tests::with_sorted_metadata;
 use crate::format::write::{DataAlignment, NewHeader, NewTensor};
-use crate::{Dtype, Limits};
+use crate::limits::Limits;
 
 fn fixtures() -> PathBuf {
     let folder = env::var_os("SAFESHARD_FIXTURES")
@@ -49,7 +51,13 @@ fn plans_and_file_names_are_those_of_huggingface_hub() {
         assert_eq!(shards, theirs, "{sizes:?} in {max}");
         let ends = match shards.len() {
             1 => [names.single(), names.single()],
-            of => [1, of].map(|number| names.shard(number, of, 1)),
+            of => [1, of].map(|number| {
+                names.shard(Place {
+                    generation: 1,
+                    of,
+                    number,
+                })
+            }),
         };
         assert_eq!(case["ends"], Value::from(&ends[..]));
     }
@@ -128,7 +136,10 @@ impl Case {
         let names = Names::new("model", self.input["variant"].as_str()).unwrap();
 
         let Resolved { stored, aliases } = resolve(&tensors, Ties::Dedup).unwrap();
-        let stored: Vec<_> = stored.iter().map(|&position| &tensors[position]).collect();
+        let stored: Vec<_> = stored
+            .iter()
+            .map(|position| &tensors[position as usize])
+            .collect();
         let sizes = stored.iter().map(|tensor| Sized {
             name: &tensor.name,
             bytes: tensor.data.byte_len().unwrap(),
@@ -146,7 +157,11 @@ impl Case {
         for (number, shard) in shards.iter().enumerate() {
             let file = match layout {
                 Layout::Single => names.single(),
-                Layout::Sharded => names.shard(number + 1, shards.len(), 1),
+                Layout::Sharded => names.shard(Place {
+                    generation: 1,
+                    of: shards.len(),
+                    number: number + 1,
+                }),
             };
             let shard: Vec<_> = shard.iter().map(|&position| stored[position]).collect();
             let header = header_metadata(dialect, &metadata, &aliases, layout).unwrap();
@@ -245,21 +260,25 @@ impl Case {
     }
 }
 
-fn file_bytes(tensors: &[&SaveTensor<'_>], metadata: &BTreeMap<String, String>) -> Vec<u8> {
-    let new = tensors.iter().map(|tensor| NewTensor {
-        name: &tensor.name,
-        dtype: tensor.dtype,
-        shape: &tensor.shape,
-    });
-    let new: Vec<_> = new.collect();
-    let header = NewHeader::new(&new, metadata, DataAlignment::Word).unwrap();
+fn file_bytes(tensors: &[&SaveTensor<'_>], metadata: &BTreeMap<&str, &str>) -> Vec<u8> {
+    let new = |at: usize| {
+        tensors.get(at).map(|tensor| NewTensor {
+            name: &tensor.name,
+            dtype: tensor.dtype,
+            shape: &tensor.shape,
+        })
+    };
+    let header = NewHeader::new(tensors.len(), new, metadata, DataAlignment::Word).unwrap();
     let mut file = header.bytes().to_vec();
     for &position in header.order() {
         let mut write = |bytes: &[u8]| {
             file.extend_from_slice(bytes);
             Ok(())
         };
-        tensors[position].data.write_to(&mut write).unwrap();
+        tensors[position as usize]
+            .data
+            .write_to(&mut write)
+            .unwrap();
     }
     assert_eq!(file.len() as u64, header.file_len());
     file

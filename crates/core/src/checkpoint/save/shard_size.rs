@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::{Code, Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// How many bytes of tensors a shard holds, at most; never zero.
 ///
@@ -191,7 +191,7 @@ mod tests {
         ] {
             let error = text.parse::<ShardSize>().unwrap_err();
             assert_eq!(error.code(), Code::ShardSize);
-            assert_eq!(error.kind(), crate::Kind::Usage);
+            assert_eq!(error.kind(), crate::error::Kind::Usage);
             assert!(error.to_string().contains(&format!("{text:?}")), "{error}");
         }
     }

@@ -8,7 +8,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::{Byte, map, size};
-use crate::Dtype;
+use crate::format::dtype::Dtype;
 
 /// Converts whole elements between two float dtypes.
 pub(super) fn convert<B: Byte>(from: Dtype, to: Dtype, src: &[u8], dst: &mut [B]) {

@@ -1,0 +1,173 @@
+//! Changing the metadata of a checkpoint that is there, and nothing else.
+
+use std::path::Path;
+
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::commit::locked_folder::{Contents, LockedFolder, Target, folder_of};
+use crate::checkpoint::dialect::Dialect;
+use crate::checkpoint::index::Index;
+use crate::checkpoint::locate::cache_snapshot;
+use crate::checkpoint::open::{OpenOptions, read_header};
+use crate::error::{Code, Error, Result};
+use crate::format::header::{Header, HeaderOptions};
+use crate::format::json_edit::{Document, Order, with_metadata};
+use crate::io::engine::ReadOptions;
+use crate::io::source::{FileSource, ReadAt, read_vec};
+use crate::limits::Limits;
+
+/// A change of metadata.
+///
+/// Complete: a key is there afterwards, or it is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetadataChange {
+    /// The key gets this value.
+    Set(String, String),
+    /// The key goes, if it is there.
+    Unset(String),
+}
+
+/// How metadata were changed.
+///
+/// Complete: the file is the old one or a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataWrite {
+    /// They were like that already.
+    Nothing,
+    /// The file was written anew and took the place of the old one.
+    Replaced,
+}
+
+/// Changes the metadata of the checkpoint at a path: `__metadata__` of a single file, or `metadata` of
+/// an index. The headers of shards stay as they are.
+///
+/// The file is written anew, and takes the place of the old one when it is on the disk, so that at every
+/// instant whoever reads finds the old metadata or the new ones. The system copies the tensors, and shares
+/// them where the file system can. Other saves into the folder are waited for, and what one of them left
+/// that died is finished or undone first. In an index, a value that is not text stays so where it can:
+/// `total_size=8` stays a number.
+///
+/// # Errors
+/// As [`Checkpoint::open`]; `io`, `cancelled`; `file-changed`; `broken-journal`; what our own reader would
+/// refuse, such as `limit-metadata`.
+///
+/// ```
+/// use safeshard_core::{
+///     Checkpoint, Dtype, MetadataChange, ReadOptions, SaveOptions, SaveTensor, change_metadata, save,
+/// };
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.safetensors");
+/// save(vec![SaveTensor::new("w", Dtype::U8, [1], &[7][..])], &path, &SaveOptions::default())?;
+/// let author = MetadataChange::Set("author".into(), "me".into());
+/// change_metadata(&path, &[author], &ReadOptions::default())?;
+/// assert_eq!(Checkpoint::open(&path)?.metadata_value("author"), Some("me"));
+/// # Ok::<(), safeshard_core::Error>(())
+/// ```
+pub fn change_metadata(
+    path: impl AsRef<Path>,
+    changes: &[MetadataChange],
+    options: &ReadOptions,
+) -> Result<MetadataWrite> {
+    let path = path.as_ref();
+    let folder = match path.is_dir() {
+        true => cache_snapshot(path).unwrap_or_else(|| path.to_path_buf()),
+        false => folder_of(path).to_path_buf(),
+    };
+    // Before anything is read, so that nothing is edited that another save is about to replace.
+    let locked = LockedFolder::open(&folder, options.cancel.as_ref())?;
+    let checkpoint = Checkpoint::open_with(path, &OpenOptions::default())?;
+    let index = checkpoint.index();
+    let index = index.map(|index| (index.path().to_path_buf(), index.dialect));
+    let single = match checkpoint.files() {
+        [file] => Some(file.path().map(Path::to_path_buf)),
+        _ => None,
+    };
+    // What was opened is not needed any more, and may be as large as what is read now.
+    drop(checkpoint);
+    match (index, single) {
+        (Some((path, dialect)), _) => change_index(locked, &path, dialect, changes, options),
+        (None, Some(Some(path))) => change_header(locked, &path, changes, options),
+        (None, Some(None)) => Err(Error::new(Code::NotRegularFile)),
+        (None, None) => Err(Error::new(Code::IndexMissing)),
+    }
+}
+
+fn change_index(
+    locked: LockedFolder,
+    path: &Path,
+    dialect: Dialect,
+    changes: &[MetadataChange],
+    options: &ReadOptions,
+) -> Result<MetadataWrite> {
+    let target = Target::at(path)?;
+    let source = FileSource::open(path)?;
+    let json = read_vec(&source, 0, source.len())?;
+    source.check_unchanged()?;
+    let order = match dialect {
+        Dialect::Transformers => Order::Sorted,
+        Dialect::Hub | Dialect::Dcp => Order::AsTheyAre,
+    };
+    let Some(text) = edited(&json, Document::Index(order), changes, path)? else {
+        return Ok(MetadataWrite::Nothing);
+    };
+    drop(json);
+    Index::check(text.as_bytes(), &Limits::default()).map_err(|error| error.at_path(path))?;
+    let contents = Contents::Bytes(text.as_bytes());
+    locked.replace_file(target, contents, options)?;
+    Ok(MetadataWrite::Replaced)
+}
+
+/// Writes the file anew, with another header before the same data.
+fn change_header(
+    locked: LockedFolder,
+    path: &Path,
+    changes: &[MetadataChange],
+    options: &ReadOptions,
+) -> Result<MetadataWrite> {
+    let target = Target::at(path)?;
+    let source = FileSource::open(path)?;
+    let at_path = |error: Error| error.at_path(path);
+    let header_options = HeaderOptions::default();
+    let header = read_header(&source, &header_options).map_err(at_path)?;
+    let (header_len, data_start) = (header.header_len(), header.data_start());
+    let data_len = header.data_len();
+    drop(header);
+    let mut json = read_vec(&source, 8, header_len).map_err(at_path)?;
+    source.check_unchanged()?;
+    json.truncate(json.trim_ascii_end().len());
+    let Some(text) = edited(&json, Document::Header, changes, path)? else {
+        return Ok(MetadataWrite::Nothing);
+    };
+    drop(json);
+    // Tensors keep the alignment that they have.
+    let alignment = [4096, 64, 8]
+        .into_iter()
+        .find(|alignment| data_start.is_multiple_of(*alignment))
+        .unwrap_or(8);
+    let new_start = (8 + text.len() as u64).next_multiple_of(alignment);
+    let mut start = (new_start - 8).to_le_bytes().to_vec();
+    start.extend_from_slice(text.as_bytes());
+    drop(text);
+    start.resize(new_start as usize, b' ');
+    let len = new_start + data_len;
+    Header::parse(&start, Some(len), &header_options).map_err(at_path)?;
+    let contents = Contents::Rest(&start, &source, data_start);
+    locked.replace_file(target, contents, options)?;
+    Ok(MetadataWrite::Replaced)
+}
+
+/// The text of a file with other metadata, if they differ.
+fn edited(
+    json: &[u8],
+    document: Document,
+    changes: &[MetadataChange],
+    path: &Path,
+) -> Result<Option<String>> {
+    let changes = changes.iter().map(|change| match change {
+        MetadataChange::Set(key, value) => (&**key, Some(&**value)),
+        MetadataChange::Unset(key) => (&**key, None),
+    });
+    // It was valid when it was opened a moment ago.
+    let json = str::from_utf8(json).map_err(|_| Error::new(Code::FileChanged).at_path(path))?;
+    with_metadata(json, document, &changes.collect::<Vec<_>>()).map_err(|error| error.at_path(path))
+}

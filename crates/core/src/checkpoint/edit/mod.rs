@@ -1,0 +1,4 @@
+//! Small changes to a checkpoint that is there: its metadata, its index.
+
+pub(super) mod metadata;
+pub(super) mod write_index;
