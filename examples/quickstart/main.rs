@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safeshard::ndarray::CheckpointExt;
+use safeshard::ndarray::dyn_tensor;
 use safeshard::{Checkpoint, SaveOptions, ShardSize, Sharding};
 use serde::Deserialize;
 use tokenizers::{PaddingParams, Tokenizer};
@@ -192,7 +192,7 @@ fn reshard(checkpoint: &Checkpoint) -> Result<()> {
 
     let resharded = Checkpoint::open(folder.path())?;
     for tensor in checkpoint.tensors() {
-        if checkpoint.dyn_array(tensor.name)? != resharded.dyn_array(tensor.name)? {
+        if dyn_tensor(checkpoint, tensor.name)? != dyn_tensor(&resharded, tensor.name)? {
             return Err(format!("{} is not the same after re-sharding", tensor.name).into());
         }
     }

@@ -1,6 +1,7 @@
 //! Safetensors files and sharded checkpoints in candle: safely, at the speed of memory, with a report.
 //!
-//! - [`var_builder()`] gives an ordinary `VarBuilder<'static>` for a file, an index or a folder.
+//! - [`var_builder()`] gives an ordinary `VarBuilder<'static>`. As all entry points do, it takes a path (a file,
+//!   an index or a folder) or an open [`Checkpoint`].
 //! - [`Weights`] is the same as a handle: options, names, several builders, parts of tensors, and
 //!   afterwards a [`LoadReport`] of what was missing, unused and cast.
 //! - [`Weights::sharded_var_builder`] serves tensor-parallel models; each rank reads only its bytes.
@@ -50,8 +51,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use dtype::{floats_as, from_candle, support, to_candle};
 pub use load::{load, load_with, slice, tensor, var_builder};
 pub use safeshard_core::{
-    Checkpoint, DimRange, Error, LoadOptions, LoadReport, Result, SaveOptions, SaveReport, Support,
-    Unsupported,
+    Checkpoint, DimRange, Error, IntoCheckpoint, LoadOptions, LoadReport, Result, SaveOptions,
+    SaveReport, Support, Unsupported,
 };
 pub use save::{save, save_with, tensor_to_save};
 pub use tensor_parallel::TensorParallel;

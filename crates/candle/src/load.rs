@@ -1,12 +1,13 @@
-//! Everything at once, or one tensor, or part of one: by path.
+//! Everything at once, or one tensor, or part of one.
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use safeshard_core::{Dtype, LoadOptions, LoadReport, Planned, Result, Support, TypedVec};
+use safeshard_core::{
+    Dtype, IntoCheckpoint, LoadOptions, LoadReport, Planned, Result, Support, TypedVec,
+};
 
 use crate::Weights;
 use crate::progress::Meter;
@@ -14,7 +15,8 @@ use crate::progress::Meter;
 /// Memory of the host through which tensors for other devices pass at a time.
 const HOST_BYTES: u64 = 64 << 20;
 
-/// All tensors of the checkpoint at `path` (a file, an index or a folder), as they are stored.
+/// All tensors of a checkpoint, as they are stored: of one at a path (a file, an index or a folder), or of one
+/// that is open already.
 ///
 /// Each byte is copied once, from the file into the tensor's own memory, by a few threads; for N
 /// bytes of tensors the peak is N and less than 64 MiB. For a device other than the CPU at most
@@ -40,8 +42,8 @@ const HOST_BYTES: u64 = 64 << 20;
 /// assert_eq!(column.to_vec2::<f32>()?, [[1.], [4.]]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<HashMap<String, Tensor>> {
-    let (tensors, _) = load_with(path, device, &LoadOptions::default())?;
+pub fn load(checkpoint: impl IntoCheckpoint, device: &Device) -> Result<HashMap<String, Tensor>> {
+    let (tensors, _) = load_with(checkpoint, device, &LoadOptions::default())?;
     Ok(tensors)
 }
 
@@ -71,46 +73,40 @@ pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<HashMap<String, T
 /// # Ok::<(), safeshard_candle::Error>(())
 /// ```
 pub fn load_with(
-    path: impl AsRef<Path>,
+    checkpoint: impl IntoCheckpoint,
     device: &Device,
     options: &LoadOptions,
 ) -> Result<(HashMap<String, Tensor>, LoadReport)> {
-    Weights::open_with(path, options)?.load(device)
+    Weights::open_with(checkpoint, options)?.load(device)
 }
 
-/// One tensor of the checkpoint at `path`, as it is stored. Of shards with an index, only the one that
-/// holds it is opened. For more than one tensor, keep a [`Weights`].
+/// One tensor of a checkpoint, as it is stored. Of shards with an index at a path, only the one that holds it is
+/// opened. For more than one tensor, open a [`Checkpoint`](safeshard_core::Checkpoint) or keep a [`Weights`].
 ///
 /// # Errors
 /// As [`Weights::open`] and [`Weights::tensor`].
-pub fn tensor(path: impl AsRef<Path>, name: &str, device: &Device) -> Result<Tensor> {
-    open_only(path, name)?.tensor(name, None, device)
+pub fn tensor(checkpoint: impl IntoCheckpoint, name: &str, device: &Device) -> Result<Tensor> {
+    slice(checkpoint, name, &[], device)
 }
 
-/// Part of one tensor of the checkpoint at `path`: one range a dimension, from the first one on; the
+/// Part of one tensor of a checkpoint: one range a dimension, from the first one on; the
 /// dimensions behind the last range are taken whole. Reads only the bytes of the part, and small
-/// gaps between them. Of shards with an index, only the one that holds the tensor is opened.
+/// gaps between them. Of shards with an index at a path, only the one that holds the tensor is opened.
 ///
 /// # Errors
 /// As [`Weights::open`] and [`Weights::slice`].
 pub fn slice(
-    path: impl AsRef<Path>,
+    checkpoint: impl IntoCheckpoint,
     name: &str,
     ranges: &[Range<usize>],
     device: &Device,
 ) -> Result<Tensor> {
-    open_only(path, name)?.slice(name, ranges, None, device)
+    let checkpoint = checkpoint.into_checkpoint_of(name)?;
+    Weights::open(checkpoint)?.slice(name, ranges, None, device)
 }
 
-/// As [`Weights::open`]; of shards with an index, only the one that holds the tensor.
-fn open_only(path: impl AsRef<Path>, name: &str) -> Result<Weights> {
-    let mut options = LoadOptions::default();
-    options.open.only = Some(vec![name.to_owned()]);
-    Weights::open_with(path, &options)
-}
-
-/// An ordinary candle `VarBuilder` for the checkpoint at `path`; [`Weights::var_builder`] is the same
-/// with options and a report.
+/// An ordinary candle `VarBuilder` for a checkpoint, at a path or open already; [`Weights::var_builder`] is the
+/// same with options and a report.
 ///
 /// - Floats are cast to the builder's `dtype` while they are read. Integers are never cast: asked
 ///   for by a builder of a float dtype they come as they are stored, asked for in an integer dtype
@@ -145,11 +141,11 @@ fn open_only(path: impl AsRef<Path>, name: &str) -> Result<Weights> {
 /// # Ok::<(), safeshard_candle::Error>(())
 /// ```
 pub fn var_builder(
-    path: impl AsRef<Path>,
+    checkpoint: impl IntoCheckpoint,
     dtype: DType,
     device: &Device,
 ) -> Result<VarBuilder<'static>> {
-    Ok(Weights::open(path)?.var_builder(dtype, device))
+    Ok(Weights::open(checkpoint)?.var_builder(dtype, device))
 }
 
 /// Loads everything the options ask for, and makes of each tensor what `make` says.

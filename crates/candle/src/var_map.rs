@@ -5,7 +5,8 @@ use std::path::Path;
 use candle_core::{Device, Var};
 use candle_nn::VarMap;
 use safeshard_core::{
-    Code, Error, LoadOptions, LoadReport, Planned, Result, SaveOptions, SaveReport, natural_order,
+    Code, Error, IntoCheckpoint, LoadOptions, LoadReport, Planned, Result, SaveOptions, SaveReport,
+    natural_order,
 };
 
 use crate::dtype::{from_candle, var_support};
@@ -48,8 +49,8 @@ pub enum Fit {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait VarMapExt: Sized {
-    /// Sets every variable of the map to the tensor of its name in the checkpoint at `path`. Tensors
-    /// that are no variables are left alone; the report names them as unused.
+    /// Sets every variable of the map to the tensor of its name in a checkpoint, at a path or open already.
+    /// Tensors that are no variables are left alone; the report names them as unused.
     ///
     /// Shapes must be equal. Floats are cast to their variable's dtype; everything else must have it
     /// already, or get it by [`Unsupported::Widen`](crate::Unsupported::Widen).
@@ -61,11 +62,15 @@ pub trait VarMapExt: Sized {
     /// As [`Weights::open`]; every variable that does not fit, in one error: `tensor-missing`,
     /// `shape-mismatch`, `dtype-mismatch`, `unsupported-dtype`, `unsupported-cast`; or what reading
     /// meets.
-    fn load_checkpoint(&self, path: impl AsRef<Path>, options: &LoadOptions) -> Result<LoadReport> {
-        self.load_weights(&Weights::open_with(path, options)?, Fit::Exact)
+    fn load_checkpoint(
+        &self,
+        checkpoint: impl IntoCheckpoint,
+        options: &LoadOptions,
+    ) -> Result<LoadReport> {
+        self.load_weights(&Weights::open_with(checkpoint, options)?, Fit::Exact)
     }
 
-    /// As [`VarMapExt::load_checkpoint`], from an open checkpoint, and with a choice of what to do
+    /// As [`VarMapExt::load_checkpoint`], by way of a handle, and with a choice of what to do
     /// about variables that have no tensor there. Returns the handle's report.
     ///
     /// # Errors
@@ -79,7 +84,7 @@ pub trait VarMapExt: Sized {
     /// As [`save_with`](crate::save_with).
     fn save_checkpoint(&self, path: impl AsRef<Path>, options: &SaveOptions) -> Result<SaveReport>;
 
-    /// A map with a variable for every tensor of the checkpoint at `path`, with the options of
+    /// A map with a variable for every tensor of a checkpoint, with the options of
     /// [`load_with`](crate::load_with). Tied tensors that were stored once become one variable under
     /// both names.
     ///
@@ -89,7 +94,7 @@ pub trait VarMapExt: Sized {
     /// # Errors
     /// As [`load_with`](crate::load_with).
     fn from_checkpoint(
-        path: impl AsRef<Path>,
+        checkpoint: impl IntoCheckpoint,
         options: &LoadOptions,
         device: &Device,
     ) -> Result<(Self, LoadReport)>;
@@ -137,11 +142,11 @@ impl VarMapExt for VarMap {
     }
 
     fn from_checkpoint(
-        path: impl AsRef<Path>,
+        checkpoint: impl IntoCheckpoint,
         options: &LoadOptions,
         device: &Device,
     ) -> Result<(Self, LoadReport)> {
-        let weights = Weights::open_with(path, options)?;
+        let weights = Weights::open_with(checkpoint, options)?;
         let (vars, report) = load::load_all(&weights, device, var_support, tensor::var)?;
         let map = Self::new();
         lock(map.data()).extend(vars);

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
 use std::ptr;
 use std::sync::Arc;
 
@@ -11,8 +10,8 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::VarBuilderArgs;
 use safeshard_core::{
-    Checkpoint, Code, DimRange, Error, LoadOptions, LoadReport, Planned, ReadOptions, Result,
-    TypedVec, natural_order,
+    Checkpoint, Code, DimRange, Error, IntoCheckpoint, LoadOptions, LoadReport, Planned,
+    ReadOptions, Result, TypedVec, natural_order,
 };
 
 use crate::dtype::{from_candle, support};
@@ -46,7 +45,7 @@ use crate::{load, tensor, tensor_parallel, var_builder};
 pub struct Weights(Arc<Inner>);
 
 struct Inner {
-    checkpoint: Arc<Checkpoint>,
+    checkpoint: Checkpoint,
     options: LoadOptions,
     /// The stored name, or alias, behind each name that is asked for.
     names: BTreeMap<String, String>,
@@ -66,12 +65,13 @@ pub(crate) enum Want {
 }
 
 impl Weights {
-    /// Opens what is at `path`; see [`Checkpoint::open`]. Reads headers only.
+    /// Opens what is at a path, see [`Checkpoint::open`], and reads headers only; or takes a checkpoint that is
+    /// open already.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::open_with(path, &LoadOptions::default())
+    pub fn open(checkpoint: impl IntoCheckpoint) -> Result<Self> {
+        Self::open_with(checkpoint, &LoadOptions::default())
     }
 
     /// As [`Weights::open`]. `filter` and `rename` decide which names there are; `dtype` counts for
@@ -80,20 +80,8 @@ impl Weights {
     ///
     /// # Errors
     /// As [`Checkpoint::open`]; `name-collision`.
-    pub fn open_with(path: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
-        let checkpoint = Checkpoint::open_with(path, &options.open)?;
-        Self::from_checkpoint(checkpoint, options)
-    }
-
-    /// As [`Weights::open_with`], of a checkpoint that is open already, such as a list of files.
-    ///
-    /// # Errors
-    /// `name-collision`.
-    pub fn from_checkpoint(
-        checkpoint: impl Into<Arc<Checkpoint>>,
-        options: &LoadOptions,
-    ) -> Result<Self> {
-        let checkpoint = checkpoint.into();
+    pub fn open_with(checkpoint: impl IntoCheckpoint, options: &LoadOptions) -> Result<Self> {
+        let checkpoint = checkpoint.into_checkpoint(&options.open)?;
         let names = checkpoint.new_names(options)?;
         Ok(Self(Arc::new(Inner {
             checkpoint,

@@ -42,13 +42,13 @@ pub use checkpoint::{
 };
 pub use checkpoint::{
     CastRecord, Change, Changed, Checkpoint, CheckpointKind, ConvertOptions, Dialect, DiffOptions,
-    Difference, DtypeChange, DtypeRule, Fill, Filter, Index, IndexOutcome, IndexReport, Io,
-    LoadOptions, LoadReport, Losses, MetadataChange, MetadataLeft, MetadataWrite, Mismatch,
-    NotRecovered, OpenOptions, PartRule, Plan, Planned, Prefer, Rename, ReshardOptions,
-    ReshardReport, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding,
-    Shards, SideFiles, Support, Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel,
-    VerifyOptions, change_metadata, convert, diff, natural_order, reshard, save, verify,
-    write_index, write_to,
+    Difference, DtypeChange, DtypeRule, Fill, Filter, Index, IndexOutcome, IndexReport,
+    IntoCheckpoint, Io, LoadOptions, LoadReport, Losses, MetadataChange, MetadataLeft,
+    MetadataWrite, Mismatch, NotRecovered, OpenOptions, PartRule, Plan, Planned, Prefer, Rename,
+    ReshardOptions, ReshardReport, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile,
+    ShardSize, Sharding, Shards, SideFiles, Support, Ties, Tolerance, Totals, Unsupported,
+    Verification, VerifyLevel, VerifyOptions, change_metadata, convert, diff, natural_order,
+    reshard, save, verify, write_index, write_to,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;

@@ -1,12 +1,11 @@
-//! Everything at once, or one tensor, or part of one: by path, or of an open checkpoint.
+//! Everything at once, or one tensor, or part of one.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use ndarray::{Array, ArrayView, CowArray, Dimension, SliceInfoElem};
 use safeshard_core::{
-    Checkpoint, DimRange, LoadOptions, LoadReport, Planned, ReadOptions, Result, Support, TypedVec,
-    Unsupported,
+    Checkpoint, DimRange, IntoCheckpoint, LoadOptions, LoadReport, Planned, ReadOptions, Result,
+    Support, TypedVec, Unsupported,
 };
 
 use crate::dyn_array::{dtype_mismatch, with_rank};
@@ -14,7 +13,8 @@ use crate::shape::{array_of, dimension};
 use crate::slice::Part;
 use crate::{DynArray, Element, MappedArray, view};
 
-/// All tensors of the checkpoint at `path` (a file, an index or a folder), as they are stored.
+/// All tensors of a checkpoint, as they are stored: of one at a path (a file, an index or a folder), or of one
+/// that is open already.
 ///
 /// Each byte is copied once, from the file into the array's own memory, by a few threads; for N bytes
 /// of tensors the peak is N and little more. Tied tensors that were stored once share their elements.
@@ -36,8 +36,8 @@ use crate::{DynArray, Element, MappedArray, view};
 /// assert_eq!(loaded, w);
 /// # Ok::<(), safeshard_ndarray::Error>(())
 /// ```
-pub fn load(path: impl AsRef<Path>) -> Result<HashMap<String, DynArray>> {
-    let (arrays, _) = load_with(path, &LoadOptions::default())?;
+pub fn load(checkpoint: impl IntoCheckpoint) -> Result<HashMap<String, DynArray>> {
+    let (arrays, _) = load_with(checkpoint, &LoadOptions::default())?;
     Ok(arrays)
 }
 
@@ -59,20 +59,10 @@ pub fn load(path: impl AsRef<Path>) -> Result<HashMap<String, DynArray>> {
 /// # Ok::<(), safeshard_ndarray::Error>(())
 /// ```
 pub fn load_with(
-    path: impl AsRef<Path>,
+    checkpoint: impl IntoCheckpoint,
     options: &LoadOptions,
 ) -> Result<(HashMap<String, DynArray>, LoadReport)> {
-    load_from(&Checkpoint::open_with(path, &options.open)?, options)
-}
-
-/// As [`load_with`], of an open checkpoint.
-///
-/// # Errors
-/// As [`load_with`].
-pub fn load_from(
-    checkpoint: &Checkpoint,
-    options: &LoadOptions,
-) -> Result<(HashMap<String, DynArray>, LoadReport)> {
+    let checkpoint = checkpoint.into_checkpoint(&options.open)?;
     let plan = checkpoint.plan(options, |_| Support::Native)?;
     let read = checkpoint.read_planned(&plan.tensors, &options.read)?;
     let arrays = plan.tensors.iter().zip(read).map(|(planned, elements)| {
@@ -83,73 +73,70 @@ pub fn load_from(
     Ok((plan.named(arrays, DynArray::clone), plan.report))
 }
 
-/// One tensor of the checkpoint at `path`. Of shards with an index, only the one that holds it is
-/// opened. For more than one tensor, open a [`Checkpoint`] and use [`CheckpointExt`].
+/// One tensor of a checkpoint, in an array of its own. One copy. Of shards with an index at a path, only the one
+/// that holds it is opened. For more than one tensor, open a [`Checkpoint`].
 ///
 /// # Errors
-/// As [`Checkpoint::open`] and [`CheckpointExt::array`].
+/// As [`Checkpoint::open`]; `tensor-missing`, `dtype-mismatch`, `rank-mismatch`, `cast-value` where a `BOOL` is
+/// neither 0 nor 1, or what reading meets.
 ///
 /// ```
 /// use ndarray::{Ix1, Ix2, arr1, arr2, s};
+/// use safeshard_ndarray::{slice, tensor};
 ///
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("model.safetensors");
 /// # safeshard_ndarray::write_array(&path, "w", &arr2(&[[1f32, 2.], [3., 4.]]))?;
-/// let w = safeshard_ndarray::array::<f32, Ix2>(&path, "w")?;
-/// let column = safeshard_ndarray::slice::<f32, Ix1>(&path, "w", s![.., 1])?;
+/// let w = tensor::<f32, Ix2>(&path, "w")?;
+/// let column = slice::<f32, Ix1>(&path, "w", s![.., 1])?;
 /// assert_eq!((column, w.column(0)), (arr1(&[2., 4.]), arr1(&[1., 3.]).view()));
 /// # Ok::<(), safeshard_ndarray::Error>(())
 /// ```
-pub fn array<A: Element, D: Dimension>(path: impl AsRef<Path>, name: &str) -> Result<Array<A, D>> {
-    open_only(path, name)?.array(name)
+pub fn tensor<A: Element, D: Dimension>(
+    checkpoint: impl IntoCheckpoint,
+    name: &str,
+) -> Result<Array<A, D>> {
+    slice(checkpoint, name, [])
 }
 
-/// Part of one tensor of the checkpoint at `path`; see [`CheckpointExt::array_slice`].
+/// As [`tensor()`], of any dtype and rank.
 ///
 /// # Errors
-/// As [`Checkpoint::open`] and [`CheckpointExt::array_slice`].
+/// As [`tensor()`].
+pub fn dyn_tensor(checkpoint: impl IntoCheckpoint, name: &str) -> Result<DynArray> {
+    let (planned, elements) = read_one(&checkpoint.into_checkpoint_of(name)?, name, &[])?;
+    let array = DynArray::from_read(planned.dtype, &planned.shape, elements);
+    array.map_err(|error| error.in_tensor(name))
+}
+
+/// Part of one tensor of a checkpoint, as [`s!`](ndarray::s) spells it: ranges with steps, also backwards, indexes
+/// that take an axis away, new axes. Axes behind the last one named are taken whole. Only the bytes of the
+/// part are read, and small gaps between them.
+///
+/// # Errors
+/// As [`tensor()`]; `slice-rank`, `slice-range`, `slice-reversed`, `slice-step`, where slicing an array would
+/// panic.
 pub fn slice<A: Element, D: Dimension>(
-    path: impl AsRef<Path>,
+    checkpoint: impl IntoCheckpoint,
     name: &str,
     part: impl AsRef<[SliceInfoElem]>,
 ) -> Result<Array<A, D>> {
-    open_only(path, name)?.array_slice(name, part)
+    let checkpoint = checkpoint.into_checkpoint_of(name)?;
+    let info = checkpoint.info(name)?;
+    let make = || {
+        if info.dtype != A::DTYPE {
+            return Err(dtype_mismatch::<A>(info.dtype));
+        }
+        let part = Part::new::<D>(info.shape, part.as_ref())?;
+        let (planned, elements) = read_one(&checkpoint, name, &part.ranges)?;
+        let array = array_of(dimension(&planned.shape)?, A::from_read(elements)?)?;
+        with_rank(part.apply(array))
+    };
+    make().map_err(|error| error.in_tensor(name))
 }
 
-fn open_only(path: impl AsRef<Path>, name: &str) -> Result<Checkpoint> {
-    let mut options = LoadOptions::default().open;
-    options.only = Some(vec![name.to_owned()]);
-    Checkpoint::open_with(path, &options)
-}
-
-/// Tensors of an open [`Checkpoint`] as arrays, by name or alias.
+/// Tensors of an open [`Checkpoint`] that lie in memory already, by name or alias.
 pub trait CheckpointExt {
-    /// A tensor in an array of its own. One copy.
-    ///
-    /// # Errors
-    /// `tensor-missing`, `dtype-mismatch`, `rank-mismatch`, `cast-value` where a `BOOL` is neither 0
-    /// nor 1, or what reading meets.
-    fn array<A: Element, D: Dimension>(&self, name: &str) -> Result<Array<A, D>>;
-
-    /// Part of a tensor, as [`s!`](ndarray::s) spells it: ranges with steps, also backwards, indexes that
-    /// take an axis away, new axes. Axes behind the last one named are taken whole. Only the bytes of the
-    /// part are read, and small gaps between them.
-    ///
-    /// # Errors
-    /// As [`CheckpointExt::array`]; `slice-rank`, `slice-range`, `slice-reversed`, `slice-step`, where
-    /// slicing an array would panic.
-    fn array_slice<A: Element, D: Dimension>(
-        &self,
-        name: &str,
-        part: impl AsRef<[SliceInfoElem]>,
-    ) -> Result<Array<A, D>>;
-
-    /// A tensor of any dtype and rank. One copy.
-    ///
-    /// # Errors
-    /// As [`CheckpointExt::array`].
-    fn dyn_array(&self, name: &str) -> Result<DynArray>;
-
     /// A tensor where it lies, of a checkpoint that is mapped ([`Io::mmap`](safeshard_core::Io::mmap))
     /// or was opened from bytes. Time: independent of its size, but for `BOOL`, where every byte is
     /// looked at.
@@ -180,7 +167,7 @@ pub trait CheckpointExt {
     /// A tensor where it lies if that can be, otherwise in an array of its own.
     ///
     /// # Errors
-    /// As [`CheckpointExt::array`].
+    /// As [`tensor()`].
     fn cow<A: Element, D: Dimension>(&self, name: &str) -> Result<CowArray<'_, A, D>>;
 
     /// As [`CheckpointExt::view`], as a value that owns the mapping together with all others of it and
@@ -192,34 +179,6 @@ pub trait CheckpointExt {
 }
 
 impl CheckpointExt for Checkpoint {
-    fn array<A: Element, D: Dimension>(&self, name: &str) -> Result<Array<A, D>> {
-        self.array_slice(name, [])
-    }
-
-    fn array_slice<A: Element, D: Dimension>(
-        &self,
-        name: &str,
-        part: impl AsRef<[SliceInfoElem]>,
-    ) -> Result<Array<A, D>> {
-        let info = self.info(name)?;
-        let make = || {
-            if info.dtype != A::DTYPE {
-                return Err(dtype_mismatch::<A>(info.dtype));
-            }
-            let part = Part::new::<D>(info.shape, part.as_ref())?;
-            let (planned, elements) = read_one(self, name, &part.ranges)?;
-            let array = array_of(dimension(&planned.shape)?, A::from_read(elements)?)?;
-            with_rank(part.apply(array))
-        };
-        make().map_err(|error| error.in_tensor(name))
-    }
-
-    fn dyn_array(&self, name: &str) -> Result<DynArray> {
-        let (planned, elements) = read_one(self, name, &[])?;
-        let array = DynArray::from_read(planned.dtype, &planned.shape, elements);
-        array.map_err(|error| error.in_tensor(name))
-    }
-
     fn view<A: Element, D: Dimension>(&self, name: &str) -> Result<ArrayView<'_, A, D>> {
         view::view(self, name)
     }

@@ -25,7 +25,7 @@ use crate::{DynArray, Element};
 ///   gives them back under all names.
 /// - The result does not depend on the order of the iterator: arrays are taken in natural order
 ///   (`layer.2` before `layer.10`). For an order of your own, or several element types in one call, pass
-///   what [`array_to_save`] makes to [`safeshard_core::save`].
+///   what [`tensor_to_save`] makes to [`safeshard_core::save`].
 ///
 /// # Errors
 /// As [`safeshard_core::save`]. What was there before stays.
@@ -41,7 +41,7 @@ use crate::{DynArray, Element};
 /// let report = safeshard_ndarray::save(arrays, &path)?;
 /// assert_eq!(report.materialised, ["transposed"]);
 ///
-/// let loaded = safeshard_ndarray::array::<f32, Ix2>(&path, "transposed")?;
+/// let loaded = safeshard_ndarray::tensor::<f32, Ix2>(&path, "transposed")?;
 /// assert_eq!(loaded, weight.t());
 /// # Ok::<(), safeshard_ndarray::Error>(())
 /// ```
@@ -88,7 +88,7 @@ where
 {
     let tensors = arrays
         .into_iter()
-        .map(|(name, array)| Ok(array_to_save(name.as_ref(), array)));
+        .map(|(name, array)| Ok(tensor_to_save(name.as_ref(), array)));
     safeshard_core::save(SaveTensor::in_natural_order(tensors)?, path, options)
 }
 
@@ -103,7 +103,7 @@ where
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("mask.safetensors");
 /// safeshard_ndarray::write_array(&path, "mask", &arr1(&[true, false]))?;
-/// let mask = safeshard_ndarray::array::<bool, Ix1>(&path, "mask")?;
+/// let mask = safeshard_ndarray::tensor::<bool, Ix1>(&path, "mask")?;
 /// assert_eq!(mask, arr1(&[true, false]));
 /// # Ok::<(), safeshard_ndarray::Error>(())
 /// ```
@@ -120,16 +120,16 @@ pub fn write_array<A: Element, D: Dimension>(
 ///
 /// ```
 /// use ndarray::{arr0, arr1};
-/// use safeshard_ndarray::{SaveOptions, array_to_save};
+/// use safeshard_ndarray::{SaveOptions, tensor_to_save};
 ///
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path();
 /// let weight = arr1(&[1f32, 2.]);
-/// let tensors = vec![array_to_save("step", arr0(7i64)), array_to_save("weight", &weight)];
+/// let tensors = vec![tensor_to_save("step", arr0(7i64)), tensor_to_save("weight", &weight)];
 /// safeshard_core::save(tensors, path, &SaveOptions::default())?;
 /// # Ok::<(), safeshard_ndarray::Error>(())
 /// ```
-pub fn array_to_save<'t>(name: impl Into<String>, array: impl IntoTensor<'t>) -> SaveTensor<'t> {
+pub fn tensor_to_save<'t>(name: impl Into<String>, array: impl IntoTensor<'t>) -> SaveTensor<'t> {
     array.into_tensor(name.into())
 }
 

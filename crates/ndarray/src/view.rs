@@ -10,9 +10,9 @@ use yoke::Yoke;
 
 use crate::dyn_array::dtype_mismatch;
 use crate::shape::{dimension, view_of};
-use crate::{CheckpointExt, Element};
+use crate::{Element, tensor};
 
-/// As [`CheckpointExt::view`].
+/// As [`CheckpointExt::view`](crate::CheckpointExt::view).
 pub(crate) fn view<'c, A: Element, D: Dimension>(
     checkpoint: &'c Checkpoint,
     name: &str,
@@ -27,7 +27,7 @@ pub(crate) fn view<'c, A: Element, D: Dimension>(
     view().map_err(|error| error.in_tensor(name))
 }
 
-/// As [`CheckpointExt::cow`].
+/// As [`CheckpointExt::cow`](crate::CheckpointExt::cow).
 pub(crate) fn cow<'c, A: Element, D: Dimension>(
     checkpoint: &'c Checkpoint,
     name: &str,
@@ -35,14 +35,14 @@ pub(crate) fn cow<'c, A: Element, D: Dimension>(
     match view(checkpoint, name) {
         Ok(view) => Ok(view.into()),
         Err(error) if matches!(error.code(), Code::Misaligned | Code::NotInMemory) => {
-            checkpoint.array(name).map(CowArray::from)
+            tensor(checkpoint, name).map(CowArray::from)
         }
         Err(error) => Err(error),
     }
 }
 
 /// An array that owns the memory it lies in together with others: the mapping of a file, or the bytes of
-/// one. [`CheckpointExt::mapped`] makes it.
+/// one. [`CheckpointExt::mapped`](crate::CheckpointExt::mapped) makes it.
 ///
 /// It outlives the checkpoint, can be sent to other threads and shared by them. Clones are cheap. The
 /// mapping is gone with the last array of it.

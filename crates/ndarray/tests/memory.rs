@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ndarray::{Array2, Ix2};
 use safeshard_core::{Durability, SaveTensor};
 use safeshard_ndarray::{
-    Checkpoint, CheckpointExt, Dtype, Io, LoadOptions, OpenOptions, SaveOptions, array, load,
-    load_with, save_with,
+    Checkpoint, CheckpointExt, Dtype, Io, LoadOptions, OpenOptions, SaveOptions, load, load_with,
+    save_with, tensor,
 };
 
 const MIB: usize = 1 << 20;
@@ -95,7 +95,7 @@ fn loading_needs_the_arrays_memory_and_little_more() {
     let (arrays, bytes) = peak(|| load(folder.path()).unwrap());
     assert_about(bytes, dtypes.len() * 48 * MIB);
     drop(arrays);
-    let (_array, bytes) = peak(|| array::<bool, Ix2>(folder.path(), "BOOL").unwrap());
+    let (_array, bytes) = peak(|| tensor::<bool, Ix2>(folder.path(), "BOOL").unwrap());
     assert_about(bytes, 48 * MIB);
 }
 

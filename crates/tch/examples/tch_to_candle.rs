@@ -50,8 +50,8 @@ fn main() -> Result {
         unsupported: Unsupported::Widen,
         ..LoadOptions::default()
     };
-    let (arrays, _) = safeshard::ndarray::load_from(&checkpoint, &options)?;
-    let weights = Weights::from_checkpoint(checkpoint, &options)?;
+    let (arrays, _) = safeshard::ndarray::load_with(&checkpoint, &options)?;
+    let weights = Weights::open_with(checkpoint, &options)?;
     let (in_candle, report) = weights.load(&candle::Device::Cpu)?;
 
     println!("{:16} {:12} ndarray", "tch", "candle");
@@ -76,7 +76,7 @@ fn main() -> Result {
         .iter()
         .map(|(name, tensor)| safeshard::candle::tensor_to_save(name, tensor));
     let checkpoint = Checkpoint::from_tensors(back.collect::<Result<_, _>>()?)?;
-    let (again, _) = safeshard::tch::load_from(&checkpoint, Device::Cpu, &LoadOptions::default())?;
+    let (again, _) = safeshard::tch::load_with(&checkpoint, Device::Cpu, &LoadOptions::default())?;
     let identical = tensors.iter().all(|(name, tensor)| {
         let wide = again[name].to_kind(Kind::Double);
         wide == tensor.to_kind(Kind::Double)

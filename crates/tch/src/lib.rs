@@ -1,7 +1,8 @@
 //! Safetensors files and sharded checkpoints in tch: without a wasted copy, with shards, and with a
 //! `VarStore` that is loaded exactly or not at all.
 //!
-//! - [`load()`] and [`load_with`] read everything at once; [`tensor()`] and [`slice()`] one or part of one.
+//! - [`load()`] and [`load_with`] read everything at once; [`tensor()`] and [`slice()`] one or part of one. As all
+//!   entry points do, they take a path (a file, an index or a folder) or an open [`Checkpoint`].
 //! - [`map()`] gives tensors that lie in their files, copied only where they are written to.
 //! - [`VarStoreExt`] loads into the variables of a `VarStore`, lets them take over tensors, and saves them.
 //! - [`save()`] and [`save_with`] write a file, or shards with an index, from where the tensors lie in
@@ -47,11 +48,11 @@ mod save;
 mod var_store;
 
 pub use dtype::{dtype_of, floats_as, from_kind, support, to_kind};
-pub use load::{CheckpointExt, load, load_from, load_with, slice, tensor};
+pub use load::{load, load_with, slice, tensor};
 pub use map::{MapReport, map, map_from, map_with};
 pub use safeshard_core::{
-    Checkpoint, DimRange, Dtype, Error, Io, LoadOptions, LoadReport, OpenOptions, Result,
-    SaveOptions, SaveReport, Support, Unsupported,
+    Checkpoint, DimRange, Dtype, Error, IntoCheckpoint, Io, LoadOptions, LoadReport, OpenOptions,
+    Result, SaveOptions, SaveReport, Support, Unsupported,
 };
 pub use save::{save, save_with, tensor_to_save};
 pub use tch;

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use safeshard_core::{
-    Checkpoint, Code, DimRange, Error, LoadOptions, LoadReport, Planned, Progress, ReadOptions,
-    Result, Unsupported,
+    Checkpoint, Code, DimRange, Error, IntoCheckpoint, LoadOptions, LoadReport, Planned, Progress,
+    ReadOptions, Result, Unsupported,
 };
 use tch::{Device, Tensor};
 
@@ -17,7 +16,8 @@ use crate::dtype::{framework, support};
 /// Memory of the host through which tensors for other devices pass, unless one is larger.
 const HOST_BYTES: usize = 64 << 20;
 
-/// All tensors of the checkpoint at `path` (a file, an index or a folder), as they are stored.
+/// All tensors of a checkpoint, as they are stored: of one at a path (a file, an index or a folder), or of one
+/// that is open already.
 ///
 /// Each byte is copied once, from the file into the tensor's own uninitialised memory, by a few
 /// threads; for N bytes of tensors the peak is N and little more. For another device 64 MiB of the host's
@@ -43,8 +43,8 @@ const HOST_BYTES: usize = 64 << 20;
 /// assert_eq!(column, w.narrow(1, 1, 1));
 /// # Ok::<(), safeshard_tch::Error>(())
 /// ```
-pub fn load(path: impl AsRef<Path>, device: Device) -> Result<HashMap<String, Tensor>> {
-    let (tensors, _) = load_with(path, device, &LoadOptions::default())?;
+pub fn load(checkpoint: impl IntoCheckpoint, device: Device) -> Result<HashMap<String, Tensor>> {
+    let (tensors, _) = load_with(checkpoint, device, &LoadOptions::default())?;
     Ok(tensors)
 }
 
@@ -73,87 +73,44 @@ pub fn load(path: impl AsRef<Path>, device: Device) -> Result<HashMap<String, Te
 /// # Ok::<(), safeshard_tch::Error>(())
 /// ```
 pub fn load_with(
-    path: impl AsRef<Path>,
+    checkpoint: impl IntoCheckpoint,
     device: Device,
     options: &LoadOptions,
 ) -> Result<(HashMap<String, Tensor>, LoadReport)> {
-    load_from(
-        &Checkpoint::open_with(path, &options.open)?,
-        device,
-        options,
-    )
-}
-
-/// As [`load_with`], of an open checkpoint.
-///
-/// # Errors
-/// As [`load_with`].
-pub fn load_from(
-    checkpoint: &Checkpoint,
-    device: Device,
-    options: &LoadOptions,
-) -> Result<(HashMap<String, Tensor>, LoadReport)> {
+    let checkpoint = checkpoint.into_checkpoint(&options.open)?;
     let plan = checkpoint.plan(options, support)?;
-    let tensors = read(checkpoint, &plan.tensors, device, &options.read)?;
+    let tensors = read(&checkpoint, &plan.tensors, device, &options.read)?;
     Ok((plan.named(tensors, Tensor::shallow_clone), plan.report))
 }
 
-/// One tensor of the checkpoint at `path`, as it is stored. Of shards with an index, only the one that
-/// holds it is opened. For more than one tensor, open a [`Checkpoint`] and use [`CheckpointExt`].
+/// One tensor of a checkpoint, in memory of its own, as it is stored. One copy. Of shards with an index at a path,
+/// only the one that holds it is opened. For more than one tensor, open a [`Checkpoint`].
 ///
 /// # Errors
-/// As [`Checkpoint::open`] and [`CheckpointExt::tensor`].
-pub fn tensor(path: impl AsRef<Path>, name: &str, device: Device) -> Result<Tensor> {
-    open_only(path, name)?.tensor(name, device)
+/// As [`Checkpoint::open`]; `tensor-missing`, `unsupported-dtype`, `cast-value` where a `BOOL` is neither 0 nor 1,
+/// or what reading meets.
+pub fn tensor(checkpoint: impl IntoCheckpoint, name: &str, device: Device) -> Result<Tensor> {
+    slice(checkpoint, name, &[], device)
 }
 
-/// Part of one tensor of the checkpoint at `path`; see [`CheckpointExt::slice`].
+/// Part of one tensor of a checkpoint: one range a dimension, from the first one on; the dimensions behind the last
+/// range are taken whole. Only the bytes of the part are read, and small gaps between them. Ranges count
+/// elements as the file does, also of `F4`.
 ///
 /// # Errors
-/// As [`Checkpoint::open`] and [`CheckpointExt::slice`].
+/// As [`tensor`]; `slice-rank`, `slice-range`, `slice-reversed`, `slice-sub-byte`.
 pub fn slice(
-    path: impl AsRef<Path>,
+    checkpoint: impl IntoCheckpoint,
     name: &str,
     ranges: &[Range<usize>],
     device: Device,
 ) -> Result<Tensor> {
-    open_only(path, name)?.slice(name, ranges, device)
-}
-
-fn open_only(path: impl AsRef<Path>, name: &str) -> Result<Checkpoint> {
-    let mut options = LoadOptions::default().open;
-    options.only = Some(vec![name.to_owned()]);
-    Checkpoint::open_with(path, &options)
-}
-
-/// Tensors of an open [`Checkpoint`], by name or alias.
-pub trait CheckpointExt {
-    /// A tensor in memory of its own, as it is stored. One copy.
-    ///
-    /// # Errors
-    /// `tensor-missing`, `unsupported-dtype`, `cast-value` where a `BOOL` is neither 0 nor 1, or what reading
-    /// meets.
-    fn tensor(&self, name: &str, device: Device) -> Result<Tensor> {
-        self.slice(name, &[], device)
-    }
-
-    /// Part of a tensor: one range a dimension, from the first one on; the dimensions behind the last range
-    /// are taken whole. Only the bytes of the part are read, and small gaps between them. Ranges count
-    /// elements as the file does, also of `F4`.
-    ///
-    /// # Errors
-    /// As [`CheckpointExt::tensor`]; `slice-rank`, `slice-range`, `slice-reversed`, `slice-sub-byte`.
-    fn slice(&self, name: &str, ranges: &[Range<usize>], device: Device) -> Result<Tensor>;
-}
-
-impl CheckpointExt for Checkpoint {
-    fn slice(&self, name: &str, ranges: &[Range<usize>], device: Device) -> Result<Tensor> {
-        let ranges: Vec<_> = ranges.iter().cloned().map(DimRange::from).collect();
-        let planned = self.plan_one(name, &ranges, None, Unsupported::Refuse, support)?;
-        let mut read = read(self, &[planned], device, &ReadOptions::default())?;
-        read.pop()
-            .ok_or_else(|| Error::new(Code::TensorMissing).in_tensor(name))
-    }
+    let checkpoint = checkpoint.into_checkpoint_of(name)?;
+    let ranges: Vec<_> = ranges.iter().cloned().map(DimRange::from).collect();
+    let planned = checkpoint.plan_one(name, &ranges, None, Unsupported::Refuse, support)?;
+    let mut read = read(&checkpoint, &[planned], device, &ReadOptions::default())?;
+    read.pop()
+        .ok_or_else(|| Error::new(Code::TensorMissing).in_tensor(name))
 }
 
 /// Reads what was planned, in its order.

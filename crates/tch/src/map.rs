@@ -1,11 +1,11 @@
 //! Tensors that lie in a private mapping of their file: nothing is read or copied.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use safeshard_core::{
-    Checkpoint, Code, Error, Extent, Io, LoadOptions, LoadReport, Planned, PrivateMap, Result,
+    Checkpoint, Code, Error, Extent, IntoCheckpoint, Io, LoadOptions, LoadReport, Planned,
+    PrivateMap, Result,
 };
 use tch::{Device, Tensor};
 
@@ -24,7 +24,7 @@ pub struct MapReport {
     pub copied: Vec<String>,
 }
 
-/// All tensors of the checkpoint at `path`, where they lie in their files. Takes the time of opening the
+/// All tensors of a checkpoint, where they lie in their files. Takes the time of opening the
 /// checkpoint, whatever its size, but for `BOOL`, where every byte is looked at; what is used of a tensor comes
 /// from the page cache, which other processes share.
 ///
@@ -58,9 +58,9 @@ pub struct MapReport {
 /// # Ok::<(), safeshard_tch::Error>(())
 /// ```
 #[allow(unsafe_code)]
-pub unsafe fn map(path: impl AsRef<Path>) -> Result<HashMap<String, Tensor>> {
+pub unsafe fn map(checkpoint: impl IntoCheckpoint) -> Result<HashMap<String, Tensor>> {
     // SAFETY: the caller's promise is the same.
-    let (tensors, _) = unsafe { map_with(path, &LoadOptions::default()) }?;
+    let (tensors, _) = unsafe { map_with(checkpoint, &LoadOptions::default()) }?;
     Ok(tensors)
 }
 
@@ -73,17 +73,17 @@ pub unsafe fn map(path: impl AsRef<Path>) -> Result<HashMap<String, Tensor>> {
 /// As [`load_with`](crate::load_with).
 #[allow(unsafe_code)]
 pub unsafe fn map_with(
-    path: impl AsRef<Path>,
+    checkpoint: impl IntoCheckpoint,
     options: &LoadOptions,
 ) -> Result<(HashMap<String, Tensor>, MapReport)> {
     let mut open = options.open.clone();
     // SAFETY: the caller's promise is the same.
     open.io = unsafe { Io::mmap() };
-    map_from(&Checkpoint::open_with(path, &open)?, options)
+    map_from(&checkpoint.into_checkpoint(&open)?, options)
 }
 
 /// As [`map_with`], of a checkpoint that was opened with [`Io::mmap`], whose caller has promised that the
-/// files stay as they are.
+/// files stay as they are: safe, therefore.
 ///
 /// # Errors
 /// As [`load_with`](crate::load_with); `not-in-memory` of a checkpoint that reads its files.

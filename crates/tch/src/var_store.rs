@@ -5,8 +5,8 @@ use std::path::Path;
 use std::slice;
 
 use safeshard_core::{
-    Checkpoint, Code, Dtype, Error, LoadOptions, LoadReport, Mismatch, Planned, Result,
-    SaveOptions, SaveReport, Slice, Unsupported, natural_order,
+    Checkpoint, Code, Dtype, Error, IntoCheckpoint, LoadOptions, LoadReport, Mismatch, Planned,
+    Result, SaveOptions, SaveReport, Slice, Unsupported, natural_order,
 };
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
@@ -55,8 +55,8 @@ pub enum Kinds {
 /// checkpoint lacks is also looked for as `a|b`. [`LoadOptions::rename`] and
 /// [`VarStoreExt::save_checkpoint_as`] change names on the way in and out.
 pub trait VarStoreExt {
-    /// Sets every variable to the tensor of its name in the checkpoint at `path`. The variables keep their
-    /// memory, so that views and tied tensors change with them, and stay trainable or not.
+    /// Sets every variable to the tensor of its name in a checkpoint, at a path or open already. The
+    /// variables keep their memory, so that views and tied tensors change with them, and stay trainable or not.
     ///
     /// Shapes must be equal; nothing is broadcast. Tensors that are no variables are left alone; the
     /// report names them as unused.
@@ -70,7 +70,7 @@ pub trait VarStoreExt {
     /// `BOOL` is neither 0 nor 1; or what reading meets.
     fn load_checkpoint(
         &mut self,
-        path: impl AsRef<Path>,
+        checkpoint: impl IntoCheckpoint,
         options: &VarOptions,
     ) -> Result<LoadReport>;
 
@@ -83,7 +83,7 @@ pub trait VarStoreExt {
     /// As [`VarStoreExt::load_checkpoint`].
     fn adopt_checkpoint(
         &mut self,
-        path: impl AsRef<Path>,
+        checkpoint: impl IntoCheckpoint,
         options: &VarOptions,
     ) -> Result<LoadReport>;
 
@@ -92,7 +92,11 @@ pub trait VarStoreExt {
     ///
     /// # Errors
     /// As [`Checkpoint::open`], and of variables whose kind does not fit.
-    fn check_checkpoint(&self, path: impl AsRef<Path>, options: &VarOptions) -> Result<LoadReport>;
+    fn check_checkpoint(
+        &self,
+        checkpoint: impl IntoCheckpoint,
+        options: &VarOptions,
+    ) -> Result<LoadReport>;
 
     /// Saves every variable under its name, as [`save_with`](crate::save_with).
     ///
@@ -117,10 +121,10 @@ pub trait VarStoreExt {
 impl VarStoreExt for VarStore {
     fn load_checkpoint(
         &mut self,
-        path: impl AsRef<Path>,
+        checkpoint: impl IntoCheckpoint,
         options: &VarOptions,
     ) -> Result<LoadReport> {
-        let checkpoint = Checkpoint::open_with(path, &options.load.open)?;
+        let checkpoint = checkpoint.into_checkpoint(&options.load.open)?;
         let plan = Plan::new(self, &checkpoint, options)?.fit(options.fit)?;
         let read = &options.load.read;
         let tensors = load::read(&checkpoint, &plan.tensors(), Device::Cpu, read)?;
@@ -133,10 +137,10 @@ impl VarStoreExt for VarStore {
 
     fn adopt_checkpoint(
         &mut self,
-        path: impl AsRef<Path>,
+        checkpoint: impl IntoCheckpoint,
         options: &VarOptions,
     ) -> Result<LoadReport> {
-        let checkpoint = Checkpoint::open_with(path, &options.load.open)?;
+        let checkpoint = checkpoint.into_checkpoint(&options.load.open)?;
         let plan = Plan::new(self, &checkpoint, options)?.fit(options.fit)?;
         let tensors = new_tensors(&checkpoint, &plan.tensors(), self.device(), &options.load)?;
         for (mut target, tensor) in plan.targets.into_iter().zip(tensors) {
@@ -145,8 +149,12 @@ impl VarStoreExt for VarStore {
         Ok(plan.report)
     }
 
-    fn check_checkpoint(&self, path: impl AsRef<Path>, options: &VarOptions) -> Result<LoadReport> {
-        let checkpoint = Checkpoint::open_with(path, &options.load.open)?;
+    fn check_checkpoint(
+        &self,
+        checkpoint: impl IntoCheckpoint,
+        options: &VarOptions,
+    ) -> Result<LoadReport> {
+        let checkpoint = checkpoint.into_checkpoint(&options.load.open)?;
         let plan = Plan::new(self, &checkpoint, options)?.fit(Fit::Partial)?;
         Ok(plan.report)
     }

@@ -5,7 +5,7 @@
 use std::fs;
 
 use safeshard_core::Durability;
-use safeshard_tch::{Checkpoint, LoadOptions, SaveOptions, floats_as, load, load_from, map_with};
+use safeshard_tch::{Checkpoint, LoadOptions, SaveOptions, floats_as, load, load_with, map_with};
 use tch::{Device, Kind, Tensor};
 
 const MIB: u64 = 1 << 20;
@@ -106,7 +106,7 @@ fn measure(payload: u64, slack: u64, gathering_slack: u64) -> u64 {
             .map(|(name, tensor)| safeshard_tch::tensor_to_save(name, tensor));
         let checkpoint =
             Checkpoint::from_tensors(tensors.collect::<Result<_, _>>().unwrap()).unwrap();
-        load_from(&checkpoint, Device::Cpu, &LoadOptions::default()).unwrap()
+        load_with(&checkpoint, Device::Cpu, &LoadOptions::default()).unwrap()
     });
     assert_below(passing, payload, slack);
     loading

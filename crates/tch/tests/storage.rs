@@ -12,7 +12,7 @@ use std::thread;
 
 use safeshard_core::{Checkpoint, Code, Durability, SaveTensor, write_to};
 use safeshard_tch::{
-    LoadOptions, SaveOptions, VarOptions, VarStoreExt, load, load_from, save_with, tensor_to_save,
+    LoadOptions, SaveOptions, VarOptions, VarStoreExt, load, load_with, save_with, tensor_to_save,
 };
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -56,7 +56,7 @@ fn assert_bytes(checkpoint: &Checkpoint, expected: &[u8]) {
     // What was freed is soon something else.
     let _other = Tensor::full([LEN as i64], 9, (Kind::Uint8, Device::Cpu));
     assert!(checkpoint.read("w").unwrap() == expected);
-    let (loaded, _) = load_from(checkpoint, Device::Cpu, &LoadOptions::default()).unwrap();
+    let (loaded, _) = load_with(checkpoint, Device::Cpu, &LoadOptions::default()).unwrap();
     assert!(Vec::<u8>::try_from(&loaded["w"].flatten(0, -1)).unwrap() == expected);
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn tensors(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> 
 }
 
 pub(crate) fn load(checkpoint: Arc<Checkpoint>) -> Result<BTreeMap<String, Found>, Refusal> {
-    let weights = Weights::from_checkpoint(checkpoint, &LoadOptions::default())?;
+    let weights = Weights::open_with(checkpoint, &LoadOptions::default())?;
     let (tensors, _) = weights.load(&Device::Cpu)?;
     Ok(tensors
         .into_iter()

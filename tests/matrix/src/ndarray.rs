@@ -8,7 +8,7 @@ use ndarray::{Array1, ArrayD, ArrayViewD, Axis, IxDyn, Slice};
 use safeshard_core::{Checkpoint, Dtype, LoadOptions, SaveTensor};
 use safeshard_ndarray::{
     Complex32, DynArray, Element, F8E4M3, F8E4M3Fnuz, F8E5M2, F8E5M2Fnuz, F8E8M0, PackedArray,
-    array_to_save, bf16, f16, load_from,
+    bf16, f16, load_with, tensor_to_save,
 };
 
 use crate::case::{Case, Found, Layout, View, anchors};
@@ -62,13 +62,13 @@ for_each_element!(make_and_look);
 /// The tensors of a case and the anchors.
 pub(crate) fn tensors(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> {
     let mut tensors = views(case)?;
-    let anchors = anchors().map(|(name, bytes)| array_to_save(name, Array1::from_iter(bytes)));
+    let anchors = anchors().map(|(name, bytes)| tensor_to_save(name, Array1::from_iter(bytes)));
     tensors.extend(anchors);
     Ok(tensors)
 }
 
 pub(crate) fn load(checkpoint: Arc<Checkpoint>) -> Result<BTreeMap<String, Found>, Refusal> {
-    let (arrays, _) = load_from(&checkpoint, &LoadOptions::default())?;
+    let (arrays, _) = load_with(&checkpoint, &LoadOptions::default())?;
     let found = arrays
         .into_iter()
         .map(|(name, array)| (name, found(&array)));
@@ -95,7 +95,7 @@ fn typed_views<A: Element>(case: &Case, buffer: Array1<A>) -> Vec<SaveTensor<'st
     let buffer: &'static Array1<A> = Box::leak(Box::new(buffer));
     let names = case.views.iter().map(|view| view.name);
     let tensors = names.zip(laid_out(case.layout, buffer));
-    let to_save = tensors.map(|(name, view)| array_to_save(name, view));
+    let to_save = tensors.map(|(name, view)| tensor_to_save(name, view));
     to_save.collect()
 }
 
@@ -144,7 +144,7 @@ fn packed_views(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> {
     let names = case.views.iter().map(|view| view.name);
     let tensors = names.zip(arrays);
     Ok(tensors
-        .map(|(name, array)| array_to_save(name, array))
+        .map(|(name, array)| tensor_to_save(name, array))
         .collect())
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use safeshard_core::{Checkpoint, Dtype, LoadOptions, SaveTensor};
-use safeshard_tch::{load_from, tensor_to_save};
+use safeshard_tch::{load_with, tensor_to_save};
 use safetensors::tensor::TensorView;
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -27,7 +27,7 @@ pub(crate) fn tensors(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> 
 }
 
 pub(crate) fn load(checkpoint: Arc<Checkpoint>) -> Result<BTreeMap<String, Found>, Refusal> {
-    let (tensors, _) = load_from(&checkpoint, Device::Cpu, &LoadOptions::default())?;
+    let (tensors, _) = load_with(&checkpoint, Device::Cpu, &LoadOptions::default())?;
     let found = tensors
         .into_iter()
         .map(|(name, tensor)| Ok((name, found(&tensor)?)));

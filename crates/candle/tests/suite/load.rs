@@ -2,9 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Device};
-use safeshard_candle::{LoadOptions, Weights, floats_as, load, load_with, tensor, var_builder};
-use safeshard_core::{Cancel, Code};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Init, VarMap};
+use safeshard_candle::{
+    LoadOptions, VarMapExt, Weights, floats_as, load, load_with, slice, tensor, tensor_to_save,
+    var_builder,
+};
+use safeshard_core::{Cancel, Checkpoint, Code};
 use safetensors::Dtype;
 
 use crate::support::{Probe, Stored, bytes, same_memory, write, write_shards};
@@ -43,6 +47,41 @@ fn shards_give_what_was_written() {
             (alone.dtype(), bytes(&alone)),
             (loaded.dtype(), stored.bytes.clone())
         );
+    }
+}
+
+/// There is no path that it could be opened by again.
+#[test]
+fn every_entry_point_takes_an_open_checkpoint() {
+    let w = Tensor::arange(0f32, 12., CPU).unwrap();
+    let w = w.reshape((3, 4)).unwrap().t().unwrap();
+    let expected = w.to_vec2::<f32>().unwrap();
+    let saved = tensor_to_save("w", &w).unwrap();
+    let checkpoint = Checkpoint::from_tensors(vec![saved]).unwrap();
+
+    let options = LoadOptions::default();
+    let vars = VarMap::new();
+    vars.get((4, 3), "w", Init::Const(0.), DType::F32, CPU)
+        .unwrap();
+    vars.load_checkpoint(&checkpoint, &options).unwrap();
+    let (map, _) = VarMap::from_checkpoint(&checkpoint, &options, CPU).unwrap();
+    let over = Tensor::zeros((4, 3), DType::F32, CPU).unwrap();
+    let weights = Weights::open(&checkpoint).unwrap();
+    weights.load_into([("w", &over)]).unwrap();
+    let vb = var_builder(&checkpoint, DType::F32, CPU).unwrap();
+    let loaded = [
+        load(&checkpoint, CPU).unwrap()["w"].clone(),
+        load_with(&checkpoint, CPU, &options).unwrap().0["w"].clone(),
+        tensor(&checkpoint, "w", CPU).unwrap(),
+        slice(&checkpoint, "w", &[0..4], CPU).unwrap(),
+        vb.get((4, 3), "w").unwrap(),
+        vars.all_vars()[0].as_tensor().clone(),
+        map.all_vars()[0].as_tensor().clone(),
+        over,
+        load(checkpoint, CPU).unwrap()["w"].clone(),
+    ];
+    for tensor in loaded {
+        assert_eq!(tensor.to_vec2::<f32>().unwrap(), expected);
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use safeshard_candle::{Checkpoint, LoadOptions, SaveOptions, Unsupported, Weights, save_with};
@@ -331,8 +330,7 @@ fn what_python_wrote_is_the_same_after_a_stay_in_candle() {
             load,
             files: wanted,
         } = original;
-        let checkpoint = Arc::new(checkpoint);
-        let weights = Weights::from_checkpoint(Arc::clone(&checkpoint), &load).unwrap();
+        let weights = Weights::open_with(&checkpoint, &load).unwrap();
         let (tensors, report) = weights.load(CPU).unwrap();
         if !report.skipped.is_empty() || fixture.starts_with("dcp") || fixture == "hub-tied-single"
         {

@@ -143,7 +143,7 @@ impl Probe {
         let sources = vec![("model.safetensors".to_owned(), source)];
         let checkpoint = Checkpoint::from_sources(sources, &OpenOptions::default()).unwrap();
         self.reads.lock().unwrap().clear();
-        Weights::from_checkpoint(checkpoint, options).unwrap()
+        Weights::open_with(checkpoint, options).unwrap()
     }
 
     pub(crate) fn set_hook(

@@ -11,6 +11,7 @@ mod edit;
 mod file_names;
 mod from_tensors;
 mod index;
+mod into_checkpoint;
 mod journal;
 mod load;
 mod locate;
@@ -28,7 +29,7 @@ mod shard_name;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use owners::Owners;
@@ -50,6 +51,7 @@ pub use digest::{
 pub use edit::metadata::{MetadataChange, MetadataWrite, change_metadata};
 pub use edit::write_index::{IndexOutcome, IndexReport, write_index};
 pub use index::Index;
+pub use into_checkpoint::IntoCheckpoint;
 pub use load::{
     DtypeRule, Filter, LoadOptions, PartRule, Plan, Planned, Rename, Support, Unsupported,
 };
@@ -74,7 +76,7 @@ pub use shard_file::ShardFile;
 /// Afterwards any part of any tensor can be read, from any thread. The index decides where a tensor
 /// is; whatever else the shards hold is not served and is listed in [`Checkpoint::warnings`].
 ///
-/// At most 24 files are open at a time, however many shards there are.
+/// At most 24 files are open at a time, however many shards there are. Clones are cheap and share everything.
 ///
 /// ```
 /// use safeshard_core::{Checkpoint, Dtype};
@@ -95,19 +97,20 @@ pub use shard_file::ShardFile;
 /// assert_eq!(checkpoint.read_slice("w", &[(0u64..2).into(), (1u64..2).into()])?, [2, 4]);
 /// # Ok::<(), safeshard_core::Error>(())
 /// ```
+#[derive(Clone)]
 pub struct Checkpoint {
-    path: Option<PathBuf>,
+    path: Option<Arc<Path>>,
     kind: CheckpointKind,
-    files: Vec<ShardFile>,
+    files: Arc<[ShardFile]>,
     /// Which file serves a tensor; `None` where there is only one file.
-    owners: Option<Owners>,
+    owners: Option<Arc<Owners>>,
     /// Whether its files hold no tensor but those that it serves: then nobody is asked.
     serves_all: bool,
-    index: Option<Index>,
-    aliases: BTreeMap<String, String>,
-    warnings: Vec<Finding>,
+    index: Option<Arc<Index>>,
+    aliases: Arc<BTreeMap<String, String>>,
+    warnings: Arc<Vec<Finding>>,
     /// Positions of stored tensors (file, tensor in its header) in natural order of their names.
-    order: OnceLock<Vec<(u32, u32)>>,
+    order: Arc<OnceLock<Vec<(u32, u32)>>>,
 }
 
 /// What a checkpoint was opened from.
@@ -203,16 +206,23 @@ impl Checkpoint {
         let mut checkpoint = Self {
             path: None,
             kind,
-            files,
-            owners,
+            files: files.into(),
+            owners: owners.map(Arc::new),
             serves_all,
-            index,
-            aliases: BTreeMap::new(),
-            warnings: Vec::new(),
-            order: OnceLock::new(),
+            index: index.map(Arc::new),
+            aliases: Arc::default(),
+            warnings: Arc::default(),
+            order: Arc::default(),
         };
-        checkpoint.aliases = checkpoint.recorded_aliases();
+        checkpoint.aliases = Arc::new(checkpoint.recorded_aliases());
         checkpoint
+    }
+
+    /// Notes what is unusual about it, while it is being opened: nobody shares it yet.
+    fn warn(&mut self, of: impl IntoIterator<Item = Error>) {
+        if let Some(warnings) = Arc::get_mut(&mut self.warnings) {
+            warnings.extend(of.into_iter().map(Finding::warning));
+        }
     }
 
     /// Where it was opened, if it was opened by one path.
@@ -227,7 +237,7 @@ impl Checkpoint {
 
     /// The folder that its index is in, or else its first file.
     fn folder(&self) -> Option<&Path> {
-        let index = self.index.as_ref().map(Index::path);
+        let index = self.index().map(Index::path);
         let file = || self.files.first().and_then(ShardFile::path);
         index.or_else(file)?.parent()
     }
@@ -239,7 +249,7 @@ impl Checkpoint {
 
     /// Its index.
     pub fn index(&self) -> Option<&Index> {
-        self.index.as_ref()
+        self.index.as_deref()
     }
 
     /// What is unusual about it but stops nothing: tensors and files that are not served, a wrong
@@ -415,7 +425,7 @@ impl Checkpoint {
     ///
     /// huggingface_hub writes it into the header of a single file, and into the index of shards.
     fn recorded_aliases(&self) -> BTreeMap<String, String> {
-        match (&self.index, self.files.as_slice()) {
+        match (&self.index, &*self.files) {
             (Some(index), _) => {
                 let aliases = index.aliases.iter();
                 let served = aliases.filter(|(_, kept)| self.find(kept).is_some());

@@ -13,7 +13,7 @@ use super::owners::Owners;
 use super::reopen::{Seen, settled};
 use super::scattered::MEMORY;
 use super::{Checkpoint, CheckpointKind, ShardFile};
-use crate::error::{Code, Error, Finding, Result};
+use crate::error::{Code, Error, Result};
 use crate::format::header::{Header, HeaderOptions, Prefix, Profile, UnknownDtype};
 use crate::io::access::Access;
 use crate::io::mmap::MappedSource;
@@ -108,7 +108,7 @@ fn open_once(path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Chec
             }
         },
     };
-    checkpoint.path = Some(path.to_path_buf());
+    checkpoint.path = Some(path.into());
     if let Some(listing) = &seen.listing
         && options.only.is_none()
     {
@@ -213,7 +213,7 @@ impl<'o> Opener<'o> {
         if !says_what_is_there(&other) || !holds_still {
             return Err(other);
         }
-        taken.warnings.push(Finding::warning(other));
+        taken.warn([other]);
         seen.index = Some(file);
         Ok(taken)
     }
@@ -258,7 +258,7 @@ impl<'o> Opener<'o> {
         let owners = std::mem::take(&mut index.weight_map);
         let mut checkpoint =
             Checkpoint::new(CheckpointKind::Index, files, Some(owners), Some(index));
-        checkpoint.warnings = warnings;
+        checkpoint.warnings = warnings.into();
         if self.options.only.is_none() {
             warn_of_unlisted_tensors(&mut checkpoint);
             warn_of_total_size(&mut checkpoint);
@@ -462,8 +462,7 @@ fn warn_of_unlisted_tensors(checkpoint: &mut Checkpoint) {
             });
         }
     }
-    let warnings = warnings.into_vec().into_iter().map(Finding::warning);
-    checkpoint.warnings.extend(warnings);
+    checkpoint.warn(warnings.into_vec());
 }
 
 fn warn_of_total_size(checkpoint: &mut Checkpoint) {
@@ -482,7 +481,7 @@ fn warn_of_total_size(checkpoint: &mut Checkpoint) {
             .at_path(index.path())
             .expected(actual)
             .found(stated);
-        checkpoint.warnings.push(Finding::warning(warning));
+        checkpoint.warn([warning]);
     }
 }
 
@@ -492,6 +491,5 @@ fn warn_of_other_files(checkpoint: &mut Checkpoint, listing: &Listing) {
     for path in listing.others(|path| used.contains(path)) {
         warnings.push(|| Error::new(Code::UnlistedFile).at_path(path));
     }
-    let warnings = warnings.into_vec().into_iter().map(Finding::warning);
-    checkpoint.warnings.extend(warnings);
+    checkpoint.warn(warnings.into_vec());
 }

@@ -7,31 +7,24 @@ use std::slice;
 use std::sync::Arc;
 
 use safeshard_core::{
-    Checkpoint, Code, DimRange, Dtype, Error, LoadOptions, LoadReport, Planned, ReadOptions,
+    Code, DimRange, Dtype, Error, IntoCheckpoint, LoadOptions, LoadReport, Planned, ReadOptions,
     Result, SaveOptions, SaveReport, SaveTensor, Support, TensorData, TypedVec, Unsupported,
     WriteBytes, gather,
 };
 
 use crate::framework::{Storage, Tensor};
 
-/// All tensors of the checkpoint at a path.
-pub(crate) fn load(path: impl AsRef<Path>) -> Result<HashMap<String, Tensor>> {
-    Ok(load_with(path, &LoadOptions::default())?.0)
+/// All tensors of a checkpoint, at a path or open already, wherever its tensors lie.
+pub(crate) fn load(checkpoint: impl IntoCheckpoint) -> Result<HashMap<String, Tensor>> {
+    Ok(load_with(checkpoint, &LoadOptions::default())?.0)
 }
 
 /// The same, with options, and what was done.
 pub(crate) fn load_with(
-    path: impl AsRef<Path>,
+    checkpoint: impl IntoCheckpoint,
     options: &LoadOptions,
 ) -> Result<(HashMap<String, Tensor>, LoadReport)> {
-    load_from(&Checkpoint::open_with(path, &options.open)?, options)
-}
-
-/// The same, of an open checkpoint, wherever its tensors lie.
-pub(crate) fn load_from(
-    checkpoint: &Checkpoint,
-    options: &LoadOptions,
-) -> Result<(HashMap<String, Tensor>, LoadReport)> {
+    let checkpoint = checkpoint.into_checkpoint(&options.open)?;
     let plan = checkpoint.plan(options, support)?;
     let read = checkpoint.read_planned(&plan.tensors, &options.read)?;
     let tensors = plan.tensors.iter().zip(read);
@@ -42,10 +35,11 @@ pub(crate) fn load_from(
 
 /// Part of one tensor.
 pub(crate) fn slice(
-    checkpoint: &Checkpoint,
+    checkpoint: impl IntoCheckpoint,
     name: &str,
     ranges: &[Range<usize>],
 ) -> Result<Tensor> {
+    let checkpoint = checkpoint.into_checkpoint_of(name)?;
     let ranges: Vec<_> = ranges.iter().cloned().map(DimRange::from).collect();
     let planned = checkpoint.plan_one(name, &ranges, None, Unsupported::Refuse, support)?;
     let read = checkpoint.read_planned(slice::from_ref(&planned), &ReadOptions::default())?;

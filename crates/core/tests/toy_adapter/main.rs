@@ -6,7 +6,7 @@ mod framework;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use adapter::{load, load_from, load_with, save, slice, tensor_to_save};
+use adapter::{load, load_with, save, slice, tensor_to_save};
 use framework::{Storage, Tensor};
 use safeshard_core::{Checkpoint, Code, DimRange, Dtype, LoadOptions, SaveOptions, SaveTensor};
 
@@ -69,7 +69,7 @@ fn tensors_pass_in_memory_without_a_file() {
         .into_iter()
         .map(|(name, tensor)| tensor_to_save(name, &tensor));
     let checkpoint = Checkpoint::from_tensors(saved.collect()).unwrap();
-    check(&load_from(&checkpoint, &LoadOptions::default()).unwrap().0);
+    check(&load(&checkpoint).unwrap());
     let column = slice(&checkpoint, "strided", &[0..6, 4..5]).unwrap();
     assert_eq!(
         column.to_bytes(),

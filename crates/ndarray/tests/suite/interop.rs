@@ -5,7 +5,7 @@ use std::process::Command;
 
 use ndarray::{Array3, ArrayD, IxDyn, s};
 use safeshard_core::SaveTensor;
-use safeshard_ndarray::{Complex32, DynArray, Element, SaveOptions, array_to_save, f16, load};
+use safeshard_ndarray::{Complex32, DynArray, Element, SaveOptions, f16, load, tensor_to_save};
 
 /// The arrays of one element type, by the rule that numpy's side follows too.
 fn arrays<A: Element>(element: fn(u8) -> A) -> Vec<(String, ArrayD<A>)> {
@@ -66,7 +66,7 @@ fn numpy_makes_the_same_arrays_of_our_files_and_we_of_its() {
         folder.path().join("b.safetensors"),
     );
     let mut tensors: Vec<SaveTensor<'_>> = Vec::new();
-    each(|name, array| tensors.push(array_to_save(name, array)));
+    each(|name, array| tensors.push(tensor_to_save(name, array)));
     let count = tensors.len();
     assert_eq!(count, 13 * 7);
     let report = safeshard_core::save(tensors, &ours, &SaveOptions::default()).unwrap();

@@ -6,7 +6,8 @@ use ndarray::{Array1, Array2, ArrayD, Ix1, Ix2, Ix3, IxDyn, arr1, arr2, s};
 use rstest::rstest;
 use safeshard_ndarray::{
     Checkpoint, CheckpointExt, Code, DimRange, Dtype, DynArray, Error, LoadOptions, PackedArray,
-    Result, SaveOptions, array, array_to_save, bf16, f16, load, load_with, save_with, slice,
+    Result, SaveOptions, bf16, dyn_tensor, f16, load, load_with, save_with, slice, tensor,
+    tensor_to_save,
 };
 
 use crate::support::{Stored, in_memory, write};
@@ -33,7 +34,7 @@ fn shards_are_loaded_as_one() {
     // Only the shard with the tensor is opened.
     std::fs::remove_file(folder.path().join(&report.files[2].name)).unwrap();
     assert_eq!(
-        array::<f32, Ix1>(folder.path(), "b").unwrap(),
+        tensor::<f32, Ix1>(folder.path(), "b").unwrap(),
         Array1::from_elem(100, 2.)
     );
     assert_eq!(
@@ -50,9 +51,9 @@ fn options_filter_rename_and_cast() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let tensors = vec![
-        array_to_save("model.w", arr1(&[bf16::from_f32(1.5), bf16::from_f32(-2.)])),
-        array_to_save("model.ids", arr1(&[7i64])),
-        array_to_save("other", arr1(&[0u8])),
+        tensor_to_save("model.w", arr1(&[bf16::from_f32(1.5), bf16::from_f32(-2.)])),
+        tensor_to_save("model.ids", arr1(&[7i64])),
+        tensor_to_save("other", arr1(&[0u8])),
     ];
     safeshard_core::save(tensors, &path, &SaveOptions::default()).unwrap();
     let options = LoadOptions {
@@ -72,7 +73,7 @@ fn a_share_of_every_array_is_loaded_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let w = arr2(&[[1f32, 2., 3.], [4., 5., 6.]]);
     let b = arr1(&[7f32, 8.]);
-    let tensors = vec![array_to_save("w", &w), array_to_save("b", &b)];
+    let tensors = vec![tensor_to_save("w", &w), tensor_to_save("b", &b)];
     safeshard_core::save(tensors, folder.path(), &SaveOptions::default()).unwrap();
     let options = LoadOptions {
         part: Some(Arc::new(|name, shape| match name {
@@ -138,7 +139,7 @@ fn a_bool_is_zero_or_one(#[case] byte: u8) {
     let checkpoint = Checkpoint::from_bytes(std::fs::read(&path).unwrap()).unwrap();
     let errors: [Error; 5] = [
         load(&path).unwrap_err(),
-        array::<bool, Ix1>(&path, "mask").unwrap_err(),
+        tensor::<bool, Ix1>(&path, "mask").unwrap_err(),
         checkpoint.view::<bool, Ix1>("mask").unwrap_err(),
         checkpoint.cow::<bool, Ix1>("mask").unwrap_err(),
         checkpoint.mapped::<bool, Ix1>("mask").unwrap_err(),
@@ -150,27 +151,34 @@ fn a_bool_is_zero_or_one(#[case] byte: u8) {
         assert_eq!(error.finding(), Some(found.as_str()));
     }
     // The part without it is fine.
-    let part = checkpoint
-        .array_slice::<bool, Ix1>("mask", s![..2])
-        .unwrap();
+    let part = slice::<bool, Ix1>(&checkpoint, "mask", s![..2]).unwrap();
     assert_eq!(part, arr1(&[false, true]));
 }
 
 #[test]
 fn what_does_not_fit_is_refused_before_anything_is_read() {
     let checkpoint = in_memory(&[Stored::new("w", Dtype::F32, &[2, 3])]);
-    assert_eq!(code(checkpoint.array::<f64, Ix2>("w")), Code::DtypeMismatch);
-    assert_eq!(code(checkpoint.array::<f32, Ix3>("w")), Code::RankMismatch);
-    assert_eq!(code(checkpoint.array::<f32, Ix2>("v")), Code::TensorMissing);
     assert_eq!(
-        code(checkpoint.array_slice::<f32, Ix2>("w", s![0..3])),
+        code(tensor::<f64, Ix2>(&checkpoint, "w")),
+        Code::DtypeMismatch
+    );
+    assert_eq!(
+        code(tensor::<f32, Ix3>(&checkpoint, "w")),
+        Code::RankMismatch
+    );
+    assert_eq!(
+        code(tensor::<f32, Ix2>(&checkpoint, "v")),
+        Code::TensorMissing
+    );
+    assert_eq!(
+        code(slice::<f32, Ix2>(&checkpoint, "w", s![0..3])),
         Code::SliceRange
     );
     assert_eq!(
-        code(checkpoint.array_slice::<f32, Ix2>("w", s![0..1, 0..1, 0..1])),
+        code(slice::<f32, Ix2>(&checkpoint, "w", s![0..1, 0..1, 0..1])),
         Code::SliceRank
     );
-    let error = checkpoint.array::<f32, Ix1>("w").unwrap_err();
+    let error = tensor::<f32, Ix1>(&checkpoint, "w").unwrap_err();
     assert_eq!(
         error.to_string(),
         "tensor `w`: the tensor has another number of dimensions than asked for: expected 1, found 2"
@@ -182,9 +190,12 @@ fn what_does_not_fit_is_refused_before_anything_is_read() {
 fn an_empty_shape_that_ndarray_refuses_is_an_error() {
     let shape = [1 << 40, 0, 1 << 40];
     let checkpoint = in_memory(&[Stored::with_bytes("w", Dtype::F32, &shape, [])]);
-    assert_eq!(code(checkpoint.array::<f32, IxDyn>("w")), Code::Framework);
+    assert_eq!(
+        code(tensor::<f32, IxDyn>(&checkpoint, "w")),
+        Code::Framework
+    );
     assert_eq!(code(checkpoint.view::<f32, Ix3>("w")), Code::Framework);
-    assert_eq!(code(checkpoint.dyn_array("w")), Code::Framework);
+    assert_eq!(code(dyn_tensor(&checkpoint, "w")), Code::Framework);
 }
 
 #[test]

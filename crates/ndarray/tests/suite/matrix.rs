@@ -3,7 +3,9 @@
 
 use ndarray::{Array1, ArrayD, ArrayView, ArrayViewD, Axis, Ix0, Ix1, Ix2, IxDyn, Slice, s};
 use rstest::rstest;
-use safeshard_ndarray::{CheckpointExt, Dtype, DynArray, Element, PackedArray, array, load, save};
+use safeshard_ndarray::{
+    CheckpointExt, Dtype, DynArray, Element, PackedArray, dyn_tensor, load, save, slice, tensor,
+};
 use safetensors::SafeTensors;
 
 use crate::support::{Stored, bytes, in_memory, reference, with_element, write};
@@ -79,7 +81,7 @@ fn round_trip<A: Element + bytemuck::NoUninit>(layout: Layout) {
     );
     let stored = Stored::new("buffer", A::DTYPE, &[24]);
     write(&theirs, std::slice::from_ref(&stored));
-    let buffer = array::<A, Ix1>(&theirs, "buffer").unwrap();
+    let buffer = tensor::<A, Ix1>(&theirs, "buffer").unwrap();
     assert_eq!(bytes(&buffer.view()), stored.bytes, "{}", A::DTYPE);
 
     layout.apply(&buffer, |view| {
@@ -95,7 +97,7 @@ fn round_trip<A: Element + bytemuck::NoUninit>(layout: Layout) {
         assert_eq!(saved.shape(), view.shape());
         assert_eq!(saved.data(), expected);
 
-        let loaded = array::<A, IxDyn>(&ours, "w").unwrap();
+        let loaded = tensor::<A, IxDyn>(&ours, "w").unwrap();
         assert_eq!(loaded.shape(), view.shape());
         assert_eq!(bytes(&loaded.view()), expected);
         let loaded: ArrayD<A> = load(&ours)
@@ -166,13 +168,11 @@ fn viewed<A: Element + bytemuck::NoUninit>() {
         bytes(&checkpoint.view::<A, Ix0>("scalar").unwrap()),
         stored[2].bytes
     );
-    let part = checkpoint.array_slice::<A, Ix2>("w", s![1..3, ..]).unwrap();
+    let part = slice::<A, Ix2>(&checkpoint, "w", s![1..3, ..]).unwrap();
     assert_eq!(bytes(&part.view()), bytes(&w.slice(s![1..3, ..])));
-    let part = checkpoint
-        .array_slice::<A, Ix2>("w", s![.., 1..4; 2])
-        .unwrap();
+    let part = slice::<A, Ix2>(&checkpoint, "w", s![.., 1..4; 2]).unwrap();
     assert_eq!(bytes(&part.view()), bytes(&w.slice(s![.., 1..4; 2])));
-    let array = checkpoint.dyn_array("w").unwrap();
+    let array = dyn_tensor(&checkpoint, "w").unwrap();
     assert_eq!((array.dtype(), array.shape()), (A::DTYPE, &[3, 4][..]));
     assert_eq!(bytes(&array.view::<A, Ix2>().unwrap()), stored[0].bytes);
 }

@@ -6,7 +6,7 @@ use ndarray::{Array1, Array2, ArrayViewD, Axis, CowArray, Ix1, Ix2, IxDyn, arr0,
 use proptest::prelude::*;
 use safeshard_core::{Ties, write_to};
 use safeshard_ndarray::{
-    Code, DynArray, SaveOptions, array, array_to_save, load, save, save_with, write_array,
+    Code, DynArray, SaveOptions, load, save, save_with, tensor, tensor_to_save, write_array,
 };
 
 use crate::support::bytes;
@@ -18,7 +18,7 @@ fn every_kind_of_array_and_collection_is_taken() {
     let w = Array2::<f32>::from_shape_fn((3, 4), |(i, j)| (i * 4 + j) as f32);
     let expected = w.clone();
     let check = |name: &str, expected: &Array2<f32>| {
-        assert_eq!(array::<f32, Ix2>(path, name).unwrap(), expected);
+        assert_eq!(tensor::<f32, Ix2>(path, name).unwrap(), expected);
     };
     save(HashMap::from([("w".to_owned(), w.clone())]), path).unwrap();
     check("w", &expected);
@@ -110,9 +110,9 @@ fn large_arrays_in_another_order_are_gathered_in_pieces() {
     let path = folder.path().join("model.safetensors");
     let w = Array2::from_shape_fn((2049, 1531), |(i, j)| (i * 4096 + j) as u32);
     let mut pieces = 0;
-    let tensor = array_to_save("t", w.t());
+    let to_save = tensor_to_save("t", w.t());
     let mut gathered = Vec::new();
-    tensor
+    to_save
         .data
         .write_to(&mut |piece| {
             assert!(piece.len() <= 8 << 20);
@@ -124,14 +124,14 @@ fn large_arrays_in_another_order_are_gathered_in_pieces() {
     assert!(pieces > 1);
     assert!(gathered == bytes(&w.t()));
     save([("t", w.t())], &path).unwrap();
-    assert!(array::<u32, Ix2>(&path, "t").unwrap() == w.t());
+    assert!(tensor::<u32, Ix2>(&path, "t").unwrap() == w.t());
 }
 
 #[test]
 fn arrays_can_be_written_to_anything_beside_others() {
     let mut file = Vec::new();
     let w = arr1(&[1f32, 2.]);
-    let tensors = vec![array_to_save("step", arr0(7i64)), array_to_save("w", &w)];
+    let tensors = vec![tensor_to_save("step", arr0(7i64)), tensor_to_save("w", &w)];
     write_to(tensors, &mut file, &SaveOptions::default()).unwrap();
     let saved = safetensors::SafeTensors::deserialize(&file).unwrap();
     assert_eq!(saved.tensor("w").unwrap().data(), bytes(&w.view()));
@@ -160,7 +160,7 @@ proptest! {
             }
         }
         let mut file = Vec::new();
-        write_to(vec![array_to_save("w", view.view())], &mut file, &SaveOptions::default()).unwrap();
+        write_to(vec![tensor_to_save("w", view.view())], &mut file, &SaveOptions::default()).unwrap();
         let saved = safetensors::SafeTensors::deserialize(&file).unwrap();
         let saved = saved.tensor("w").unwrap();
         prop_assert_eq!(saved.shape(), view.shape());
@@ -174,5 +174,5 @@ fn a_single_array_is_one_call() {
     let path = folder.path().join("ids.safetensors");
     let report = write_array(&path, "ids", &arr1(&[3i64, 1])).unwrap();
     assert_eq!(report.files[0].name, "ids.safetensors");
-    assert_eq!(array::<i64, Ix1>(&path, "ids").unwrap(), arr1(&[3, 1]));
+    assert_eq!(tensor::<i64, Ix1>(&path, "ids").unwrap(), arr1(&[3, 1]));
 }

@@ -2,7 +2,7 @@
 
 use ndarray::{Ix1, Ix2, Ix3, IxDyn, NewAxis, SliceInfo, SliceInfoElem, s};
 use proptest::prelude::*;
-use safeshard_ndarray::{CheckpointExt, Code, Dtype, Result};
+use safeshard_ndarray::{Code, Dtype, Result, slice, tensor};
 
 use crate::support::{Stored, in_memory};
 
@@ -55,8 +55,8 @@ proptest! {
     #[test]
     fn a_part_is_the_slice_of_the_whole((shape, elements) in slices()) {
         let checkpoint = in_memory(&[Stored::new("w", Dtype::I16, &shape)]);
-        let whole = checkpoint.array::<i16, IxDyn>("w").unwrap();
-        let part = checkpoint.array_slice::<i16, IxDyn>("w", &elements[..]);
+        let whole = tensor::<i16, IxDyn>(&checkpoint, "w").unwrap();
+        let part = slice::<i16, IxDyn>(&checkpoint, "w", &elements[..]);
         let part = part.unwrap();
         let info: SliceInfo<_, IxDyn, IxDyn> = SliceInfo::try_from(&elements[..]).unwrap();
         prop_assert_eq!(part, whole.slice(info));
@@ -66,12 +66,10 @@ proptest! {
 #[test]
 fn axes_that_are_not_named_are_taken_whole() {
     let checkpoint = in_memory(&[Stored::new("w", Dtype::U8, &[3, 4, 5])]);
-    let whole = checkpoint.array::<u8, Ix3>("w").unwrap();
-    let part = checkpoint.array_slice::<u8, Ix2>("w", s![-1]).unwrap();
+    let whole = tensor::<u8, Ix3>(&checkpoint, "w").unwrap();
+    let part = slice::<u8, Ix2>(&checkpoint, "w", s![-1]).unwrap();
     assert_eq!(part, whole.slice(s![2, .., ..]));
-    let part = checkpoint
-        .array_slice::<u8, Ix3>("w", s![NewAxis, 0, ..2])
-        .unwrap();
+    let part = slice::<u8, Ix3>(&checkpoint, "w", s![NewAxis, 0, ..2]).unwrap();
     assert_eq!(part, whole.slice(s![NewAxis, 0, ..2, ..]));
 }
 
@@ -79,27 +77,24 @@ fn axes_that_are_not_named_are_taken_whole() {
 fn what_ndarray_would_panic_at_is_an_error() {
     let checkpoint = in_memory(&[Stored::new("w", Dtype::U8, &[3, 4])]);
     let code = |elements: &[SliceInfoElem]| {
-        let part: Result<_> = checkpoint.array_slice::<u8, IxDyn>("w", elements);
+        let part: Result<_> = slice::<u8, IxDyn>(&checkpoint, "w", elements);
         part.unwrap_err().code()
     };
-    let slice = |start, end, step| SliceInfoElem::Slice { start, end, step };
-    assert_eq!(code(&[slice(0, Some(4), 1)]), Code::SliceRange);
-    assert_eq!(code(&[slice(-4, None, 1)]), Code::SliceRange);
-    assert_eq!(code(&[slice(4, None, -1)]), Code::SliceReversed);
-    assert_eq!(code(&[slice(isize::MIN, None, 1)]), Code::SliceRange);
+    let range = |start, end, step| SliceInfoElem::Slice { start, end, step };
+    assert_eq!(code(&[range(0, Some(4), 1)]), Code::SliceRange);
+    assert_eq!(code(&[range(-4, None, 1)]), Code::SliceRange);
+    assert_eq!(code(&[range(4, None, -1)]), Code::SliceReversed);
+    assert_eq!(code(&[range(isize::MIN, None, 1)]), Code::SliceRange);
     assert_eq!(
-        code(&[slice(0, Some(isize::MAX), isize::MIN)]),
+        code(&[range(0, Some(isize::MAX), isize::MIN)]),
         Code::SliceRange
     );
-    assert_eq!(code(&[slice(0, None, 0)]), Code::SliceStep);
-    assert_eq!(code(&[slice(2, Some(1), 1)]), Code::SliceReversed);
+    assert_eq!(code(&[range(0, None, 0)]), Code::SliceStep);
+    assert_eq!(code(&[range(2, Some(1), 1)]), Code::SliceReversed);
     assert_eq!(code(&[SliceInfoElem::Index(3)]), Code::SliceRange);
     assert_eq!(code(&[SliceInfoElem::Index(-4)]), Code::SliceRange);
     assert_eq!(code(&[SliceInfoElem::Index(0); 3]), Code::SliceRank);
-    let rank = checkpoint.array_slice::<u8, Ix2>("w", s![0]).unwrap_err();
+    let rank = slice::<u8, Ix2>(&checkpoint, "w", s![0]).unwrap_err();
     assert_eq!(rank.code(), Code::RankMismatch);
-    assert_eq!(
-        checkpoint.array_slice::<u8, Ix1>("w", s![0]).unwrap().len(),
-        4
-    );
+    assert_eq!(slice::<u8, Ix1>(&checkpoint, "w", s![0]).unwrap().len(), 4);
 }

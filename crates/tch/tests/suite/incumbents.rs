@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use safeshard_core::Code;
-use safeshard_tch::{Kinds, VarOptions, VarStoreExt, load, load_from};
+use safeshard_tch::{Kinds, VarOptions, VarStoreExt, load, load_with};
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
@@ -199,7 +199,7 @@ fn the_length_of_bytes_is_checked_before_libtorch_sees_them() {
     let bytes: &'static [u8] = &[0; 8];
     let short = safeshard_core::SaveTensor::new("w", safeshard_tch::Dtype::F32, [3], bytes);
     let error = safeshard_tch::Checkpoint::from_tensors(vec![short])
-        .and_then(|checkpoint| load_from(&checkpoint, CPU, &Default::default()))
+        .and_then(|checkpoint| load_with(&checkpoint, CPU, &Default::default()))
         .unwrap_err();
     assert_eq!(
         (error.code(), error.tensor()),

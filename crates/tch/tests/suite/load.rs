@@ -3,9 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use safeshard_core::{Cancel, Code};
-use safeshard_tch::{
-    Checkpoint, CheckpointExt, LoadOptions, floats_as, load, load_from, load_with, slice, tensor,
-};
+use safeshard_tch::{Checkpoint, LoadOptions, floats_as, load, load_with, slice, tensor};
 use tch::{Kind, Tensor};
 
 use crate::support::{
@@ -110,7 +108,12 @@ fn slices_are_what_narrowing_gives() {
         (2..2, 0..5, 1..2),
         (5..6, 0..1, 3..4),
     ] {
-        let part = checkpoint.slice("w", &[rows.clone(), columns.clone(), depth.clone()], CPU);
+        let part = slice(
+            &checkpoint,
+            "w",
+            &[rows.clone(), columns.clone(), depth.clone()],
+            CPU,
+        );
         let expected = [rows, columns, depth]
             .iter()
             .enumerate()
@@ -151,7 +154,7 @@ fn tensors_pass_from_framework_to_framework_in_memory() {
     let tensors = tensors.map(|(name, tensor)| safeshard_tch::tensor_to_save(name, &tensor));
     let tensors = tensors.into_iter().collect::<Result<_, _>>().unwrap();
     let checkpoint = Checkpoint::from_tensors(tensors).unwrap();
-    let (loaded, _) = load_from(&checkpoint, CPU, &floats_as(Kind::Float)).unwrap();
+    let (loaded, _) = load_with(&checkpoint, CPU, &floats_as(Kind::Float)).unwrap();
     assert_eq!(loaded["w"], w.to_kind(Kind::Float));
     assert_eq!(loaded["t"], w.tr().to_kind(Kind::Float));
 }

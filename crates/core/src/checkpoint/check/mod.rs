@@ -3,6 +3,7 @@
 mod content;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::Checkpoint;
 use crate::checkpoint::open::OpenOptions;
@@ -87,7 +88,8 @@ pub(super) fn structure(
 ) -> Result<(Verification, Option<Checkpoint>)> {
     match Checkpoint::open_with(path, options) {
         Ok(mut checkpoint) => {
-            let findings = std::mem::take(&mut checkpoint.warnings);
+            let warnings = std::mem::take(&mut checkpoint.warnings);
+            let findings = Arc::into_inner(warnings).unwrap_or_default();
             Ok((Verification { findings }, Some(checkpoint)))
         }
         Err(error) => Ok((refused(error, path)?, None)),
