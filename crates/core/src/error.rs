@@ -415,6 +415,8 @@ codes! {
     TotalSize "total-size" Checkpoint "`metadata.total_size` is not the size of the tensors" "";
     IndexMetadata "index-metadata" Checkpoint "the index's `metadata` is absent or not an object" "";
     IndexExtraKey "index-extra-key" Checkpoint "the index has a key that is not `metadata` or `weight_map`" "";
+    QuantizedIncomplete "quantized-incomplete" Checkpoint "a quantised weight lacks what it is read with" "fetch the checkpoint again, or take the file that has it";
+    QuantizedShape "quantized-shape" Checkpoint "a quantised weight and its scales do not fit together" "";
     // What the bytes of tensors say
     Nan "nan" Checkpoint "elements are not a number" "whatever is computed with them is not a number either";
     Infinity "infinity" Checkpoint "elements are infinite" "";
@@ -455,6 +457,8 @@ codes! {
     TensorLong "tensor-long" Usage "the data are more bytes than dtype and shape say" "";
     // What a framework or a cast cannot do
     UnsupportedDtype "unsupported-dtype" Unsupported "the framework has no such dtype" "";
+    QuantizedWeight "quantized-weight" Unsupported "the weight is quantised: its numbers mean nothing without their scales" "";
+    QuantizedCompanion "quantized-companion" Unsupported "scales, zero points and tables of a quantised weight keep their dtype" "";
     UnsupportedCast "unsupported-cast" Unsupported "this cast is not offered" "";
     CastValue "cast-value" Unsupported "a value does not fit the target dtype" "";
     ShapeMismatch "shape-mismatch" Usage "the tensor has another shape than asked for" "";

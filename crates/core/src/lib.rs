@@ -41,14 +41,14 @@ pub use checkpoint::{
     Algorithm, Digest, DigestOf, DigestOptions, Manifest, ManifestEntry, verify_digests,
 };
 pub use checkpoint::{
-    CastRecord, Change, Changed, Checkpoint, CheckpointKind, ConvertOptions, Dialect, DiffOptions,
-    Difference, DtypeChange, DtypeRule, Fill, Filter, Index, IndexOutcome, IndexReport, Io,
-    LoadOptions, LoadReport, Losses, MetadataChange, MetadataLeft, MetadataWrite, Mismatch,
-    NotRecovered, OpenOptions, PartRule, Plan, Planned, Prefer, Rename, ReshardOptions,
-    ReshardReport, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding,
-    Shards, SideFiles, Support, Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel,
-    VerifyOptions, change_metadata, convert, diff, natural_order, reshard, save, verify,
-    write_index, write_to,
+    CastRecord, Change, Changed, Checkpoint, CheckpointKind, Companion, ConvertOptions, Dialect,
+    DiffOptions, Difference, DtypeChange, DtypeRule, Fill, Filter, Index, IndexOutcome,
+    IndexReport, Io, LoadOptions, LoadReport, Losses, MetadataChange, MetadataLeft, MetadataWrite,
+    Mismatch, NotRecovered, OpenOptions, PartRule, Plan, Planned, Prefer, Quantization,
+    QuantizedTensor, Rename, ReshardOptions, ReshardReport, Role, SaveOptions, SaveReport,
+    SaveTensor, SavedFile, Scheme, ShardFile, ShardSize, Sharding, Shards, SideFiles, Support,
+    Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel, VerifyOptions,
+    change_metadata, convert, diff, natural_order, reshard, save, verify, write_index, write_to,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;

@@ -17,6 +17,7 @@ mod locate;
 mod names;
 mod open;
 mod owners;
+mod quantized;
 mod read;
 mod reopen;
 mod report;
@@ -56,6 +57,7 @@ pub use load::{
 pub use locate::Prefer;
 pub use names::natural_order;
 pub use open::{Io, OpenOptions};
+pub use quantized::{Companion, Quantization, QuantizedTensor, Role, Scheme};
 pub use read::Fill;
 pub use report::{CastRecord, LoadReport, Mismatch};
 pub use reshard::{
@@ -108,6 +110,8 @@ pub struct Checkpoint {
     warnings: Vec<Finding>,
     /// Positions of stored tensors (file, tensor in its header) in natural order of their names.
     order: OnceLock<Vec<(u32, u32)>>,
+    /// Found when it is first asked for.
+    quantization: OnceLock<Quantization>,
 }
 
 /// What a checkpoint was opened from.
@@ -210,6 +214,7 @@ impl Checkpoint {
             aliases: BTreeMap::new(),
             warnings: Vec::new(),
             order: OnceLock::new(),
+            quantization: OnceLock::new(),
         };
         checkpoint.aliases = checkpoint.recorded_aliases();
         checkpoint

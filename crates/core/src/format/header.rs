@@ -225,6 +225,14 @@ impl Header {
         self.entries.iter().filter_map(|entry| self.info(entry))
     }
 
+    /// Positions of the tensors whose dtype is one of some: no name or shape is looked at.
+    pub(crate) fn positions_of(&self, dtypes: &[Dtype]) -> impl Iterator<Item = usize> {
+        let entries = self.entries.iter().enumerate();
+        let found =
+            entries.filter(|(_, entry)| entry.dtype.is_some_and(|dtype| dtypes.contains(&dtype)));
+        found.map(|(position, _)| position)
+    }
+
     /// The tensor of that name, found by hash.
     pub fn tensor(&self, name: &str) -> Option<TensorInfo<'_>> {
         self.info(self.entries.get(self.position(name)?)?)

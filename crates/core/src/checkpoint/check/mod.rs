@@ -87,7 +87,8 @@ pub(super) fn structure(
 ) -> Result<(Verification, Option<Checkpoint>)> {
     match Checkpoint::open_with(path, options) {
         Ok(mut checkpoint) => {
-            let findings = std::mem::take(&mut checkpoint.warnings);
+            let mut findings = std::mem::take(&mut checkpoint.warnings);
+            findings.extend(checkpoint.quantization_findings());
             Ok((Verification { findings }, Some(checkpoint)))
         }
         Err(error) => Ok((refused(error, path)?, None)),

@@ -56,10 +56,11 @@ impl<'c> Choice<'c> {
         // Stored names, each with a new one, of aliases too.
         let mut aliases = Vec::new();
         let mut stand_ins = HashSet::new();
-        let dtype = |tensor: &TensorInfo<'_>| {
+        let dtype = |tensor: &TensorInfo<'_>| -> Result<Dtype> {
             let rule = options.dtype.as_ref();
-            let wanted = rule.and_then(|rule| rule(tensor.name, tensor.dtype));
-            wanted.unwrap_or(tensor.dtype)
+            let ruled = rule.map(|rule| checkpoint.ruled(tensor, |name, dtype| rule(name, dtype)));
+            let wanted = ruled.transpose()?.flatten();
+            Ok(wanted.unwrap_or(tensor.dtype))
         };
         let order = checkpoint.in_natural_order();
         choice.tensors.reserve_exact(order.len());
@@ -67,7 +68,8 @@ impl<'c> Choice<'c> {
             let tensor = checkpoint.at(place.0, place.1);
             if let Some(tensor) = tensor.filter(|tensor| options.is_wanted(tensor.name)) {
                 let name = options.rename.as_ref().map(|rename| rename(tensor.name));
-                let added = choice.add(place, &tensor, name, dtype(&tensor));
+                let added =
+                    dtype(&tensor).and_then(|dtype| choice.add(place, &tensor, name, dtype));
                 added.unwrap_or_else(|error| problems.push(|| error));
             }
         }
@@ -81,7 +83,8 @@ impl<'c> Choice<'c> {
             // Of a tensor that is not wanted, it is the name that is.
             match checkpoint.at(place.0, place.1) {
                 Some(tensor) if !options.is_wanted(kept) && stand_ins.insert(place) => {
-                    let added = choice.add(place, &tensor, Some(name), dtype(&tensor));
+                    let added = dtype(&tensor)
+                        .and_then(|dtype| choice.add(place, &tensor, Some(name), dtype));
                     added.unwrap_or_else(|error| problems.push(|| error));
                 }
                 Some(_) => aliases.push((alias.as_str(), name)),
