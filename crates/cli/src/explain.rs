@@ -136,6 +136,14 @@ fn why(code: Code) -> &'static str {
              edited by hand, are the usual reasons."
         }
         Code::IndexMetadata | Code::IndexExtraKey => "Readers get along with it.",
+        Code::QuantizedIncomplete => {
+            "Numbers of a few bits mean nothing without the scales that they are multiplied by, and \
+             readers that do not look for these take the numbers for the weight."
+        }
+        Code::QuantizedShape => {
+            "Which scale belongs to which part of a weight follows from the two shapes. Where they do \
+             not fit, one of the two is of another model."
+        }
         Code::Nan | Code::Infinity => {
             "Training that diverged, or a cast to a dtype with a smaller range, leaves such numbers, \
              and one of them can spoil every output of a model. `offset` is the first one's place in \

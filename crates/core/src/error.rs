@@ -466,6 +466,7 @@ codes! {
     RankMismatch "rank-mismatch" Usage "the tensor has another number of dimensions than asked for" "";
     Misaligned "misaligned" Unsupported "the tensor does not lie where its elements can be used in place" "read it instead; files that this library saves are aligned";
     NotInMemory "not-in-memory" Usage "the tensor does not lie in memory" "read it, or open the checkpoint with `Io::mmap` or from bytes";
+    EmptyName "empty-name" Usage "nothing would be left of the name" "change the rename rule";
     NameCollision "name-collision" Usage "two tensors would get the same name" "change the rename rule";
     Framework "framework" Unsupported "the framework refused" "";
 }

@@ -400,6 +400,10 @@ impl<'o> Planner<'o> {
     /// What a name becomes, or `None` if it is not wanted or already taken.
     fn new_name(&mut self, name: &'o str) -> Option<String> {
         let new_name = self.options.new_name(name)?;
+        if new_name.is_empty() && !name.is_empty() {
+            self.problems.push(|| empty_name(name));
+            return None;
+        }
         // Stored names and aliases all differ.
         if self.options.rename.is_some()
             && let Some(other) = self.taken.insert(new_name.clone(), name)
@@ -422,6 +426,10 @@ pub(super) fn unsupported_cast(tensor: &TensorInfo<'_>, dtype: Dtype) -> Error {
         .in_tensor(tensor.name)
         .found(format_args!("{} to {dtype}", tensor.dtype))
         .help(format!("load it as {}", tensor.dtype))
+}
+
+pub(super) fn empty_name(stored: &str) -> Error {
+    Error::new(Code::EmptyName).in_tensor(stored)
 }
 
 pub(super) fn collision(stored: &str, other: &str, new_name: &str) -> Error {

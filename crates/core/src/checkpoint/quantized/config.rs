@@ -17,13 +17,15 @@ pub(super) fn method(checkpoint: &Checkpoint) -> Option<String> {
     // Of models with several parts, the language model's counts.
     let texts = [Some(&config), config.get("text_config")];
     let mut texts = texts.into_iter().flatten();
-    let entry = texts.find_map(|config| KEYS.iter().find_map(|key| config.get(key)))?;
+    let entry =
+        texts.find_map(|config| QUANTIZATION_KEYS.iter().find_map(|key| config.get(key)))?;
     let method = entry.get("quant_method").and_then(Value::as_str);
     Some(method.unwrap_or("unknown").to_owned())
 }
 
 /// What the entry of the quantisation is called.
-const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+pub(in crate::checkpoint) const QUANTIZATION_KEYS: [&str; 2] =
+    ["quantization_config", "compression_config"];
 
 /// Whether weights of 8 bits have scales by that method, so that one without is half a weight.
 pub(super) fn is_scaled(method: &str) -> bool {

@@ -13,7 +13,7 @@ mod packed;
 mod scaled;
 mod torchao;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use super::{Checkpoint, CheckpointKind};
@@ -21,8 +21,8 @@ use crate::checkpoint::file_names::is_shard;
 use crate::error::{Code, Error, Finding, Result};
 use crate::format::dtype::Dtype;
 use crate::format::header::TensorInfo;
-use crate::io::cast::Cast;
 
+pub(in crate::checkpoint) use config::QUANTIZATION_KEYS;
 pub(in crate::checkpoint) use dequantise::Dequantised;
 
 /// Dtypes that quantised weights are stored in. Most checkpoints have none of them, and are done with.
@@ -152,6 +152,11 @@ impl QuantizedTensor {
         let scale = self.companions.iter().find(|it| it.role == Role::Scale);
         scale.map(|scale| scale.name.as_str())
     }
+
+    /// Whether its values can be computed; see [`Checkpoint::dequantised`].
+    pub fn can_be_dequantised(&self) -> bool {
+        self.missing.is_empty() && dequantise::is_offered(self)
+    }
 }
 
 /// What is quantised in a checkpoint; see [`Checkpoint::quantization`].
@@ -197,8 +202,8 @@ impl Quantization {
     }
 
     /// How many weights there are of each scheme.
-    pub fn counts(&self) -> std::collections::BTreeMap<Scheme, u64> {
-        let mut counts = std::collections::BTreeMap::new();
+    pub fn counts(&self) -> BTreeMap<Scheme, u64> {
+        let mut counts = BTreeMap::new();
         for tensor in &self.tensors {
             *counts.entry(tensor.scheme).or_default() += 1;
         }
@@ -391,7 +396,7 @@ fn refusal(weight: &QuantizedTensor, tensor: &TensorInfo<'_>, wanted: Dtype) -> 
     };
     let error = Error::new(Code::QuantizedWeight).in_tensor(tensor.name);
     let stored = tensor.dtype;
-    error.found(found).help(match dequantise::is_offered(weight) {
+    error.found(found).help(match weight.can_be_dequantised() {
         true => format!(
             "`Checkpoint::dequantised` multiplies it; as {stored} its numbers come as they are stored"
         ),
