@@ -42,9 +42,9 @@ pub use checkpoint::{
 };
 pub use checkpoint::{
     CastRecord, Change, Changed, Checkpoint, CheckpointKind, ConvertOptions, Dialect, DiffOptions,
-    Difference, DtypeChange, DtypeRule, Fill, Filter, Index, IndexOutcome, IndexReport, Io,
-    LoadOptions, LoadReport, Losses, MetadataChange, MetadataLeft, MetadataWrite, Mismatch,
-    NotRecovered, OpenOptions, PartRule, Plan, Planned, Prefer, Rename, ReshardOptions,
+    Difference, DtypeChange, DtypeRule, Fill, Filter, ForeignFile, Index, IndexOutcome,
+    IndexReport, Io, LoadOptions, LoadReport, Losses, MetadataChange, MetadataLeft, MetadataWrite,
+    Mismatch, NotRecovered, OpenOptions, PartRule, Plan, Planned, Prefer, Rename, ReshardOptions,
     ReshardReport, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding,
     Shards, SideFiles, Support, Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel,
     VerifyOptions, change_metadata, convert, diff, natural_order, reshard, save, verify,

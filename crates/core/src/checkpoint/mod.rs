@@ -49,6 +49,7 @@ pub use digest::{
 };
 pub use edit::metadata::{MetadataChange, MetadataWrite, change_metadata};
 pub use edit::write_index::{IndexOutcome, IndexReport, write_index};
+pub use from_tensors::ForeignFile;
 pub use index::Index;
 pub use load::{
     DtypeRule, Filter, LoadOptions, PartRule, Plan, Planned, Rename, Support, Unsupported,
