@@ -7,19 +7,18 @@ mod storage;
 mod tensor;
 mod view;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use safeshard_core::{Code, Error, FileSource, Finding, ForeignFile, ReadAt, Result};
 
-use select::{Selected, select};
+use select::select;
 use storage::Storages;
-use tensor::{Tensors, is_tensor};
+use tensor::Tensors;
 
 use crate::input::read;
 use crate::options::{ImportOptions, PickledCode};
-use crate::pickle::{Id, Pickle, Value};
+use crate::pickle::Pickle;
 
 /// What the pickle of a file says, and where its storages are.
 struct Loaded {
@@ -88,8 +87,7 @@ fn open_source(
     if let Some(others) = sample(selected.left_out.iter().map(String::as_str)) {
         warn(Error::new(Code::UnselectedTensor).found(others));
     }
-    let objects = not_understood(pickle, &selected);
-    if let Some(objects) = sample(objects.iter().map(String::as_str)) {
+    if let Some(objects) = sample(selected.strangers.iter().map(String::as_str)) {
         warn(Error::new(Code::PickleObject).found(objects));
     }
     if loaded.container == Container::Script {
@@ -117,27 +115,6 @@ fn open_source(
     file.metadata.insert("format".to_owned(), "pt".to_owned());
     source.check_unchanged()?;
     Ok(file)
-}
-
-/// Callables of objects of which nothing was taken.
-fn not_understood(pickle: &Pickle, selected: &Selected) -> BTreeSet<String> {
-    let values = &pickle.values;
-    let callable = |(id, value): (Id, &Value)| {
-        let Value::Object(object) = value else {
-            return None;
-        };
-        if selected.understood.contains(&id) || is_tensor(values, id) {
-            return None;
-        }
-        let callable = values.global(object.callable)?;
-        let is_plain = match callable.path() {
-            ("collections" | "builtins" | "_codecs" | "numpy", _) => true,
-            ("torch", "Size" | "device") | ("torch.serialization", "_get_layout") => true,
-            (module, _) => module.starts_with("numpy."),
-        };
-        (!is_plain).then(|| callable.to_string())
-    };
-    values.iter().filter_map(callable).collect()
 }
 
 /// The first of some names, and how many more there are.

@@ -1,6 +1,6 @@
 //! Which of the values of a pickle are the tensors that are wanted, and under which names.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write;
 
 use safeshard_core::{Code, Error, Result};
@@ -32,8 +32,8 @@ pub(super) struct Selected {
     pub(super) tensors: Vec<(String, Id)>,
     /// Keys beside the one that was taken that hold tensors too.
     pub(super) left_out: Vec<String>,
-    /// Values that were taken for modules or dicts on the way.
-    pub(super) understood: HashSet<Id>,
+    /// Callables of objects of which nothing was taken.
+    pub(super) strangers: BTreeSet<String>,
 }
 
 /// Finds the tensors that are wanted.
@@ -46,26 +46,20 @@ pub(super) fn select(pickle: &Pickle, options: &ImportOptions) -> Result<Selecte
         Some(key) => (tree.at_key(pickle.top, key)?, Vec::new()),
         None => tree.well_known(pickle.top)?,
     };
-    let mut selected = Selected {
-        tensors: Vec::new(),
-        left_out,
-        understood: HashSet::new(),
+    let tensors = match is_tensor(tree.values, root) {
+        true => vec![("tensor".to_owned(), root)],
+        false => tree.flatten(root, &options.limits)?,
     };
-    if is_tensor(tree.values, root) {
-        selected.tensors.push(("tensor".to_owned(), root));
-    } else {
-        tree.flatten(root, &options.limits, &mut selected)?;
-    }
     let mut names = HashSet::new();
-    match selected
-        .tensors
-        .iter()
-        .find(|(name, _)| !names.insert(&**name))
-    {
+    match tensors.iter().find(|(name, _)| !names.insert(&**name)) {
         Some((name, _)) => Err(Error::new(Code::NameCollision).in_tensor(name).help(
             "readers disagree on which one counts: take another part of the file by its key",
         )),
-        None => Ok(selected),
+        None => Ok(Selected {
+            tensors,
+            left_out,
+            strangers: tree.strangers(),
+        }),
     }
 }
 
@@ -334,7 +328,7 @@ impl<'p> Tree<'p> {
     }
 
     /// Gives every tensor below a value its name.
-    fn flatten(&self, root: Id, limits: &ImportLimits, selected: &mut Selected) -> Result<()> {
+    fn flatten(&self, root: Id, limits: &ImportLimits) -> Result<Vec<(String, Id)>> {
         struct Open<'p> {
             id: Id,
             children: std::vec::IntoIter<(Key<'p>, Id)>,
@@ -354,14 +348,13 @@ impl<'p> Tree<'p> {
             let children = children.into_iter();
             Ok(Open { id, children, name })
         };
-        let mut name = String::new();
+        let (mut name, mut tensors) = (String::new(), Vec::new());
         let mut way = vec![open(root, 0)?];
         let mut is_on_the_way = HashSet::from([root]);
         while let Some(last) = way.last_mut() {
             name.truncate(last.name);
             let Some((key, child)) = last.children.next() else {
                 is_on_the_way.remove(&last.id);
-                selected.understood.insert(last.id);
                 way.pop();
                 continue;
             };
@@ -387,14 +380,14 @@ impl<'p> Tree<'p> {
             }
             if is_tensor(self.values, child) {
                 bytes += name.len() as u64;
-                if selected.tensors.len() as u64 >= limits.tensors {
+                if tensors.len() as u64 >= limits.tensors {
                     return Err(Error::new(Code::LimitTensors)
                         .expected(format_args!("at most {}", limits.tensors)));
                 }
                 if bytes > limits.pickle_bytes {
                     return Err(too_many("bytes of names", limits.pickle_bytes));
                 }
-                selected.tensors.push((name.clone(), child));
+                tensors.push((name.clone(), child));
             } else if way.len() as u64 >= limits.depth {
                 return Err(too_many("levels", limits.depth));
             } else {
@@ -402,7 +395,26 @@ impl<'p> Tree<'p> {
                 way.push(open(child, name.len())?);
             }
         }
-        Ok(())
+        Ok(tensors)
+    }
+
+    /// Callables of objects that are neither tensors nor lead to one, nor are what is known to hold none.
+    fn strangers(&self) -> BTreeSet<String> {
+        let callable = |(id, value): (Id, &Value)| {
+            let Value::Object(object) = value else {
+                return None;
+            };
+            let is_module = || {
+                let state = object.state.map(|state| self.values.get(state));
+                matches!(state, Some(Value::Dict(attributes)) if self.of_module(attributes).is_some())
+            };
+            if self.holds(id) || is_tensor(self.values, id) || is_module() {
+                return None;
+            }
+            let callable = self.values.global(object.callable)?;
+            (!is_plain(callable)).then(|| callable.to_string())
+        };
+        self.values.iter().filter_map(callable).collect()
     }
 }
 
@@ -411,6 +423,17 @@ fn is_dict(callable: &Global) -> bool {
         callable.path(),
         ("collections", "OrderedDict" | "defaultdict" | "Counter") | ("builtins", "dict")
     )
+}
+
+/// Whether what it makes is a value like others, or part of a program in TorchScript.
+fn is_plain(callable: &Global) -> bool {
+    match callable.path() {
+        ("torch", "Size" | "device") | ("torch.serialization", "_get_layout") => true,
+        (module, _) => {
+            let top = module.split('.').next().unwrap_or_default();
+            ["builtins", "collections", "_codecs", "numpy", "__torch__"].contains(&top)
+        }
+    }
 }
 
 /// The steps of a key: dots separate them, except behind a backslash.
