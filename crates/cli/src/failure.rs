@@ -37,6 +37,13 @@ impl From<Error> for Failure {
         // In the words of the command line.
         Self::Core(match error.code() {
             Code::WouldBeLost => error.help("move them first, or pass --accept-loss to lose them"),
+            Code::AmbiguousKey => error.help(
+                "take one of them out with `safeshard convert FILE OUT --key KEY`",
+            ),
+            Code::PickleCode => error.help(
+                "get it from somebody you trust; `safeshard convert FILE OUT --allow-code` takes its \
+                 weights and runs nothing",
+            ),
             _ => error,
         })
     }

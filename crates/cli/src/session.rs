@@ -1,8 +1,10 @@
 //! What holds for one run of a command.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 
-use safeshard_core::{Cancel, Io, OpenOptions, Profile, ReadOptions};
+use safeshard_core::{Cancel, Checkpoint, Io, OpenOptions, Profile, ReadOptions, Result};
+use safeshard_import::ImportOptions;
 
 use crate::args::{Common, IoArg};
 use crate::interrupt::cancel_on_signal;
@@ -36,6 +38,21 @@ impl Session {
             profile,
             ..OpenOptions::default()
         }
+    }
+
+    /// Opens what is at a path, whatever its format.
+    pub(crate) fn open(&self, path: &Path) -> Result<Checkpoint> {
+        self.open_as(path, Profile::default(), &ImportOptions::default())
+    }
+
+    /// As [`Session::open`], by these rules.
+    pub(crate) fn open_as(
+        &self,
+        path: &Path,
+        profile: Profile,
+        import: &ImportOptions,
+    ) -> Result<Checkpoint> {
+        safeshard_import::open_with(path, &self.open_options(profile), import)
     }
 
     /// A bar, unless nobody wants to see it.

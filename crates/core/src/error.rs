@@ -444,7 +444,7 @@ codes! {
     PickleNumber "pickle-number" Format "the pickle has a number that is none" "";
     PickleType "pickle-type" Format "the pickle does to a value what cannot be done to it" "";
     PicklePersistent "pickle-persistent" Format "the pickle refers to something that is no storage" "";
-    PickleCode "pickle-code" Format "loaded by Python, this pickle would run code; nothing was run" "get the file from somebody you trust; its weights can be read without running anything if you allow code to be there";
+    PickleCode "pickle-code" Format "loaded by Python, this pickle would run code; nothing was run" "get the file from somebody you trust; or read its weights with `PickledCode::Ignore`, which runs nothing either";
     PickleObject "pickle-object" Checkpoint "the pickle holds objects that were not made" "";
     LimitPickle "limit-pickle" Limit "the pickle is larger than the limit" "raise `ImportLimits` if the file is trusted";
     LimitExpansion "limit-expansion" Limit "tensors are larger than the bytes that they are views of" "raise `ImportLimits::expansion` if the file is trusted";

@@ -48,7 +48,7 @@ pub use checkpoint::{
     ReshardReport, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding,
     Shards, SideFiles, Support, Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel,
     VerifyOptions, change_metadata, convert, diff, natural_order, reshard, save, verify,
-    write_index, write_to,
+    verify_opened, write_index, write_to,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;

@@ -6,8 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use safeshard_core::{
-    Checkpoint, ConvertOptions, OpenOptions, Result, SaveOptions, VerifyLevel, VerifyOptions,
-    convert, verify,
+    Checkpoint, ConvertOptions, OpenOptions, Result, VerifyLevel, VerifyOptions, convert, verify,
 };
 use safeshard_import::{Checksums, ImportOptions, open_with};
 use serde::Deserialize;
@@ -178,7 +177,6 @@ fn converted_they_are_safetensors_with_the_same_tensors() {
         }
         wrong
     });
-    let _ = SaveOptions::default();
 }
 
 #[test]

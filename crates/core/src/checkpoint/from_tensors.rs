@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::checkpoint::save::ties::{Resolved, resolve};
 use crate::checkpoint::save::{SaveTensor, Ties};
@@ -12,6 +13,7 @@ use crate::checkpoint::{Checkpoint, CheckpointKind, ShardFile};
 use crate::error::{Code, Error, Finding, Result};
 use crate::format::header::{Header, HeaderOptions};
 use crate::format::write::{DataAlignment, NewHeader};
+use crate::io::source::ReadAt;
 
 impl Checkpoint {
     /// Tensors that lie anywhere as a checkpoint: in memory, of any framework, or [`Located`](crate::Located)
@@ -42,7 +44,7 @@ impl Checkpoint {
     /// # Ok::<(), safeshard_core::Error>(())
     /// ```
     pub fn from_tensors(tensors: Vec<SaveTensor<'static>>) -> Result<Self> {
-        let file = assembled(MEMORY.into(), tensors, BTreeMap::new(), Ties::Dedup)?;
+        let file = assembled(MEMORY, tensors, BTreeMap::new())?;
         Ok(Self::new(CheckpointKind::File, vec![file], None, None))
     }
 
@@ -52,27 +54,33 @@ impl Checkpoint {
     /// As [`Checkpoint::from_tensors`].
     ///
     /// ```
-    /// use safeshard_core::{Checkpoint, Dtype, ForeignFile, SaveTensor};
+    /// use std::sync::Arc;
+    /// use safeshard_core::{Checkpoint, Dtype, ForeignFile, Located, MemorySource, SaveTensor};
     ///
-    /// let mut file = ForeignFile::new("model.bin");
-    /// file.tensors.push(SaveTensor::new("w", Dtype::U8, [2], vec![1, 2]));
+    /// let source = Arc::new(MemorySource::new(b"head\x01\x02tail".to_vec()));
+    /// let mut file = ForeignFile::new("model.bin", source.clone());
+    /// let data = Located::new(source, "model.bin", 4..6);
+    /// file.tensors.push(SaveTensor::new("w", Dtype::U8, [2], data));
     /// let checkpoint = Checkpoint::from_foreign(file)?;
     /// assert_eq!(checkpoint.files()[0].name(), "model.bin");
+    /// assert_eq!(checkpoint.read("w")?, [1, 2]);
     /// # Ok::<(), safeshard_core::Error>(())
     /// ```
     pub fn from_foreign(file: ForeignFile) -> Result<Self> {
-        let (path, mut warnings) = (file.path.clone(), file.warnings);
+        let ForeignFile {
+            path,
+            source,
+            tensors,
+            metadata,
+            warnings,
+        } = file;
         let name = path.file_name().unwrap_or(path.as_os_str());
-        let file = assembled(
-            name.to_string_lossy().into_owned(),
-            file.tensors,
-            file.metadata,
-            Ties::Dedup,
-        );
+        let file = assembled(&name.to_string_lossy(), tensors, metadata);
         let file = file.map_err(|error| error.at_path(&path))?;
+        let file = file.foreign(path.clone(), source);
         let mut checkpoint = Self::new(CheckpointKind::File, vec![file], None, None);
         checkpoint.path = Some(path);
-        checkpoint.warnings.append(&mut warnings);
+        checkpoint.warnings = warnings;
         Ok(checkpoint)
     }
 }
@@ -82,6 +90,8 @@ impl Checkpoint {
 pub struct ForeignFile {
     /// Where it is.
     pub path: PathBuf,
+    /// All its bytes.
+    pub source: Arc<dyn ReadAt>,
     /// Its tensors, [`Located`](crate::Located) in it where they lie as safetensors would hold them.
     pub tensors: Vec<SaveTensor<'static>>,
     /// What a safetensors file of the same tensors would say under `__metadata__`.
@@ -92,9 +102,10 @@ pub struct ForeignFile {
 
 impl ForeignFile {
     /// A file without tensors.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
+    pub fn new(path: impl Into<PathBuf>, source: Arc<dyn ReadAt>) -> Self {
         Self {
             path: path.into(),
+            source,
             tensors: Vec::new(),
             metadata: BTreeMap::new(),
             warnings: Vec::new(),
@@ -112,13 +123,12 @@ impl fmt::Debug for ForeignFile {
 }
 
 /// A file that is nowhere, of tensors that lie anywhere.
-pub(super) fn assembled(
-    name: String,
+fn assembled(
+    name: &str,
     tensors: Vec<SaveTensor<'static>>,
     mut metadata: BTreeMap<String, String>,
-    ties: Ties,
 ) -> Result<ShardFile> {
-    let Resolved { stored, aliases } = resolve(&tensors, ties)?;
+    let Resolved { stored, aliases } = resolve(&tensors, Ties::Dedup)?;
     let mut tensors: Vec<_> = tensors.into_iter().map(Some).collect();
     let stored = stored.iter();
     let mut stored: Vec<_> = stored
@@ -137,7 +147,7 @@ pub(super) fn assembled(
             file.push(tensor.data, len);
         }
     }
-    Ok(ShardFile::scattered(name, header, file))
+    Ok(ShardFile::scattered(name.to_owned(), header, file))
 }
 
 /// Bytes of a tensor, which its data must agree with.
@@ -175,7 +185,7 @@ mod tests {
     use super::*;
     use crate::format::dtype::Dtype;
     use crate::io::data::{Located, TensorData, WriteBytes};
-    use crate::io::source::{MemorySource, ReadAt};
+    use crate::io::source::MemorySource;
 
     /// Bytes that come in parts, as of a tensor with strides.
     struct Parts(Vec<u8>, usize);

@@ -38,7 +38,7 @@ use crate::format::header::{TensorInfo, UnsupportedTensor};
 use crate::io::extent::Extent;
 use crate::io::source::{MemorySource, ReadAt};
 
-pub use check::{Verification, VerifyLevel, VerifyOptions, verify};
+pub use check::{Verification, VerifyLevel, VerifyOptions, verify, verify_opened};
 pub use commit::locked_folder::NotRecovered;
 pub use commit::losses::Losses;
 pub use dialect::Dialect;

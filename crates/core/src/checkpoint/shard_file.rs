@@ -17,6 +17,8 @@ pub struct ShardFile {
     pub(super) header: Header,
     /// Where the tensors lie, where that is not behind the header.
     scattered: Option<Arc<Scattered>>,
+    /// What it is on a disk, where that is no safetensors file.
+    foreign: Option<Arc<dyn ReadAt>>,
 }
 
 impl ShardFile {
@@ -32,6 +34,7 @@ impl ShardFile {
             source,
             header,
             scattered: None,
+            foreign: None,
         }
     }
 
@@ -41,6 +44,15 @@ impl ShardFile {
         Self {
             scattered: Some(file.clone()),
             ..Self::new(name, None, file, header)
+        }
+    }
+
+    /// A file of another format.
+    pub(super) fn foreign(self, path: PathBuf, file: Arc<dyn ReadAt>) -> Self {
+        Self {
+            path: Some(path),
+            foreign: Some(file),
+            ..self
         }
     }
 
@@ -73,6 +85,12 @@ impl ShardFile {
     /// Its bytes.
     pub fn source(&self) -> &Arc<dyn ReadAt> {
         &self.source
+    }
+
+    /// The bytes that others find under its name: those of [`ShardFile::source`], unless it is a file of
+    /// another format.
+    pub fn on_disk(&self) -> &Arc<dyn ReadAt> {
+        self.foreign.as_ref().unwrap_or(&self.source)
     }
 
     /// Where one of its tensors lies.

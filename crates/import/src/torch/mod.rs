@@ -72,7 +72,7 @@ fn open_source(
         false => legacy::open(source.clone(), path.clone(), options)?,
     };
     let pickle = &loaded.pickle;
-    let mut file = ForeignFile::new(&*path);
+    let mut file = ForeignFile::new(&*path, source.clone());
     let mut warn = |warning: Error| file.warnings.push(Finding::warning(warning.at_path(&path)));
     if let Some(code) = pickle.code().next() {
         let error = Error::new(Code::PickleCode)

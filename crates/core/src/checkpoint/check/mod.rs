@@ -70,7 +70,31 @@ impl Verification {
 /// # Ok::<(), safeshard_core::Error>(())
 /// ```
 pub fn verify(path: impl AsRef<Path>, options: &VerifyOptions) -> Result<Verification> {
-    let (mut verification, checkpoint) = structure(path.as_ref(), &options.open)?;
+    let path = path.as_ref();
+    verify_opened(Checkpoint::open_with(path, &options.open), path, options)
+}
+
+/// As [`verify`], of what somebody else opened at the path, or could not open: a file of another format.
+///
+/// # Errors
+/// As [`verify`].
+///
+/// ```
+/// use safeshard_core::{Checkpoint, Dtype, SaveTensor, VerifyLevel, VerifyOptions, verify_opened};
+///
+/// let tensor = SaveTensor::new("w", Dtype::Bool, [2], vec![1, 7]);
+/// let opened = Checkpoint::from_tensors(vec![tensor]);
+/// let options = VerifyOptions { level: VerifyLevel::Content, ..VerifyOptions::default() };
+/// let verification = verify_opened(opened, "memory", &options)?;
+/// assert_eq!(verification.findings[0].problem.code().as_str(), "bool-value");
+/// # Ok::<(), safeshard_core::Error>(())
+/// ```
+pub fn verify_opened(
+    opened: Result<Checkpoint>,
+    path: impl AsRef<Path>,
+    options: &VerifyOptions,
+) -> Result<Verification> {
+    let (mut verification, checkpoint) = looked_at(opened, path.as_ref())?;
     if let Some(checkpoint) = checkpoint
         && options.level == VerifyLevel::Content
     {
@@ -85,7 +109,14 @@ pub(super) fn structure(
     path: &Path,
     options: &OpenOptions,
 ) -> Result<(Verification, Option<Checkpoint>)> {
-    match Checkpoint::open_with(path, options) {
+    looked_at(Checkpoint::open_with(path, options), path)
+}
+
+fn looked_at(
+    opened: Result<Checkpoint>,
+    path: &Path,
+) -> Result<(Verification, Option<Checkpoint>)> {
+    match opened {
         Ok(mut checkpoint) => {
             let findings = std::mem::take(&mut checkpoint.warnings);
             Ok((Verification { findings }, Some(checkpoint)))

@@ -148,7 +148,7 @@ impl Checkpoint {
             .collect::<Result<_>>()?;
         let files = self.files().iter();
         let mut extents: Vec<_> = files
-            .map(|file| Extent::whole(file.source(), file.place()))
+            .map(|file| Extent::whole(file.on_disk(), file.place()))
             .collect();
         if let Some((index, path)) = &index {
             let name = path.file_name().and_then(OsStr::to_str);
