@@ -17,9 +17,8 @@ import collections
 import hashlib
 import io
 import json
+import os
 import pickle
-import struct
-import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -79,8 +78,7 @@ def main():
     refused_kinds(files)
     repacked(files)
     script(files)
-
-
+    code(files)
     files.finish()
 
 
@@ -410,8 +408,17 @@ def script(files):
         files.expect(path, tensors=tensors, warnings=["torchscript-attributes"])
 
 
+class Command:
+    """What Python would run when it loads it."""
+
+    def __reduce__(self):
+        return os.system, ("false",)
 
 
+def code(files):
+    path = files.folder / "code.pt"
+    torch.save({"x": Command(), "w": torch.arange(3.0)}, path)
+    files.refuse(path, "pickle-code")
 
 
 main()

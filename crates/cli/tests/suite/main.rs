@@ -7,6 +7,7 @@ mod diff;
 mod digest;
 mod documents;
 mod faults;
+mod foreign;
 mod hostile;
 mod index;
 mod inspect;
