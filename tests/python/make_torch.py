@@ -387,7 +387,7 @@ def repacked(files):
     files.expect(pack("big-endian.pt", big))
     files.refuse(pack("deflated.pt", compression=zipfile.ZIP_DEFLATED), "zip-method")
     # torch takes neither for one of its files.
-    files.refuse(pack("prefixed.pt", before=b"\x01\0\0\0\0\0\0\0#"), "header-start")
+    files.refuse(pack("prefixed.pt", before=b"\x01\0\0\0\0\0\0\0#"), "header-not-object")
     middle = pack("byteorder.pt", lambda n, d: (n, b"pdp") if n.endswith("byteorder") else (n, d))
     files.refuse(middle, "torch-byteorder")
     for name, value in [("tensor", {"w": torch.randn(2)}), ("numpy", {"w": np.arange(3.0)})]:

@@ -407,7 +407,7 @@ fn read_all(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     /// What is changed is refused, or has its bytes somewhere else that nobody reads: with the checksums,
     /// the numbers are right or there are none.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use safeshard_core::{Code, Error, Result};
 
 use super::Pickle;
+use super::scalars::{is_decimal, is_utf8_with_surrogates, latin1, signed};
 use super::values::{Global, Id, Object, Value, Values};
 use crate::input::Input;
 use crate::options::ImportLimits;
@@ -476,41 +477,3 @@ impl Machine<'_, '_> {
 
 const BIG: &str = "an integer of more than 64 bits";
 const FLOAT: &str = "a float";
-
-/// Little-endian, two's complement; `None` where it does not fit.
-fn signed(bytes: &[u8]) -> Option<i64> {
-    let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
-    let fill = if negative { 0xff } else { 0 };
-    let (low, high) = bytes.split_at_checked(8).unwrap_or((bytes, &[]));
-    let mut word = [fill; 8];
-    word.get_mut(..low.len())?.copy_from_slice(low);
-    let number = i64::from_le_bytes(word);
-    let fits = high.iter().all(|byte| *byte == fill) && (number < 0) == negative;
-    fits.then_some(number)
-}
-
-fn is_decimal(digits: &[u8]) -> bool {
-    let digits = digits.strip_prefix(b"-").unwrap_or(digits);
-    !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)
-}
-
-fn latin1(bytes: &[u8]) -> Box<str> {
-    bytes
-        .iter()
-        .copied()
-        .map(char::from)
-        .collect::<String>()
-        .into()
-}
-
-/// Whether it is what Python writes for text that UTF-8 has no bytes for.
-fn is_utf8_with_surrogates(mut bytes: &[u8]) -> bool {
-    while let Err(error) = std::str::from_utf8(bytes) {
-        let rest = bytes.get(error.valid_up_to()..).unwrap_or_default();
-        match rest {
-            [0xed, 0xa0..=0xbf, 0x80..=0xbf, rest @ ..] => bytes = rest,
-            _ => return false,
-        }
-    }
-    true
-}

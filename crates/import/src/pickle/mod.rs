@@ -6,6 +6,7 @@
 
 mod code;
 mod machine;
+mod scalars;
 mod values;
 
 pub(crate) use machine::load;

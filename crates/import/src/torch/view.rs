@@ -4,7 +4,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use safeshard_core::{Dtype, ReadAt, Result, gather};
+use safeshard_core::{Code, Dtype, Error, ReadAt, Result, gather};
 
 use super::storage::Stored;
 
@@ -150,11 +150,9 @@ impl ReadAt for View {
     fn read_at<'b>(&self, offset: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
         let range = offset..offset.saturating_add(buf.len() as u64);
         if range.end > self.len() {
-            return Err(
-                safeshard_core::Error::new(safeshard_core::Code::FileTruncated)
-                    .at_offset(self.len())
-                    .expected(format_args!("{} bytes at {offset}", buf.len())),
-            );
+            return Err(Error::new(Code::FileTruncated)
+                .at_offset(self.len())
+                .expected(format_args!("{} bytes at {offset}", buf.len())));
         }
         let mut bytes = Vec::with_capacity(buf.len());
         gather(
@@ -298,5 +296,109 @@ fn walk(steps: &[Step], mut visit: impl FnMut(u64, u64) -> Result<()>) -> Result
         if is_done {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use safeshard_core::{MemorySource, contract};
+
+    use super::*;
+
+    /// Element by element.
+    fn naive(view: &View, bytes: &[u8]) -> Vec<u8> {
+        let mut places = vec![(view.stored.range.start + view.start) as usize];
+        for (&count, &stride) in view.shape.iter().zip(&view.strides) {
+            let along = |place: usize| (0..count).map(move |at| place + (at * stride) as usize);
+            places = places.into_iter().flat_map(along).collect();
+        }
+        let element = |place: usize| &bytes[place..place + view.width as usize];
+        places.into_iter().flat_map(element).copied().collect()
+    }
+
+    const UNCHANGED: Change = Change {
+        number: 1,
+        is_swapped: false,
+        negated: [false, false],
+        has_sign_bit: true,
+    };
+
+    fn bytes(len: u64) -> Vec<u8> {
+        (0..len)
+            .map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8)
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// Of strides that overlap, that leave gaps small and large, of windows of one element and of many.
+        #[test]
+        fn it_is_what_one_element_after_the_other_is(
+            dims in prop::collection::vec((1u64..12, prop_oneof![0u64..40, 0u64..30_000]), 0..4),
+            width in prop::sample::select(&[1u64, 2, 4, 8][..]),
+            start in 0u64..9,
+        ) {
+            let (shape, strides): (Vec<_>, Vec<_>) = dims.into_iter().unzip();
+            let strides: Vec<_> = strides.into_iter().map(|stride: u64| stride * width).collect();
+            let last: u64 = shape.iter().zip(&strides).map(|(count, stride)| (count - 1) * stride).sum();
+            let bytes = bytes(3 + start + last + width);
+            let source = Arc::new(MemorySource::new(bytes.clone()));
+            let range = 3..bytes.len() as u64;
+            let stored = Stored { source, range };
+            let view = View { stored, start, shape, strides, width, change: UNCHANGED };
+            contract::check_source(&view, &naive(&view, &bytes));
+        }
+    }
+
+    #[test]
+    fn windows_are_cut_where_they_are_too_long() {
+        let bytes = bytes(9 << 20);
+        for (shape, strides) in [
+            (vec![3000, 5], vec![3000, 4]),
+            (vec![5, 3000], vec![4, 3000]),
+            (vec![700, 600, 2], vec![4, 4096, 2048]),
+            (vec![1 << 18, 3], vec![32, 8]),
+        ] {
+            let source = Arc::new(MemorySource::new(bytes.clone()));
+            let stored = Stored {
+                source,
+                range: 0..bytes.len() as u64,
+            };
+            let view = View {
+                stored,
+                start: 4,
+                shape,
+                strides,
+                width: 4,
+                change: UNCHANGED,
+            };
+            let expected = naive(&view, &bytes);
+            let mut room = vec![MaybeUninit::uninit(); expected.len()];
+            assert!(view.read_at(0, &mut room).unwrap() == expected);
+            let at = expected.len() / 3;
+            let part = view.read_at(at as u64, &mut room[at..]).unwrap();
+            assert!(part == &expected[at..]);
+        }
+    }
+
+    #[test]
+    fn signs_are_changed_as_torch_does() {
+        let changed = |dtype, width, is_big, conj, neg, bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            Change::new(dtype, width, is_big, conj, neg)
+                .unwrap()
+                .apply(&mut bytes);
+            bytes
+        };
+        let minus_one = changed(Dtype::I16, 2, false, false, true, &[1, 0, 0, 0, 0, 0x80]);
+        assert_eq!(minus_one, [0xff, 0xff, 0, 0, 0, 0x80]);
+        let swapped = changed(Dtype::C64, 8, true, true, false, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(swapped, [4, 3, 2, 1, 8, 7, 6, 5 ^ 0x80]);
+        assert!(Change::new(Dtype::Bool, 1, false, false, true).is_none());
+        assert!(Change::new(Dtype::F32, 4, false, true, false).is_none());
     }
 }

@@ -70,8 +70,7 @@ impl Verification {
 /// # Ok::<(), safeshard_core::Error>(())
 /// ```
 pub fn verify(path: impl AsRef<Path>, options: &VerifyOptions) -> Result<Verification> {
-    let path = path.as_ref();
-    verify_opened(Checkpoint::open_with(path, &options.open), path, options)
+    with_content(structure(path.as_ref(), &options.open)?, options)
 }
 
 /// As [`verify`], of what somebody else opened at the path, or could not open: a file of another format.
@@ -94,7 +93,14 @@ pub fn verify_opened(
     path: impl AsRef<Path>,
     options: &VerifyOptions,
 ) -> Result<Verification> {
-    let (mut verification, checkpoint) = looked_at(opened, path.as_ref())?;
+    with_content(looked_at(opened, path.as_ref())?, options)
+}
+
+/// What is to be said of the content too, if that was asked for.
+fn with_content(
+    (mut verification, checkpoint): (Verification, Option<Checkpoint>),
+    options: &VerifyOptions,
+) -> Result<Verification> {
     if let Some(checkpoint) = checkpoint
         && options.level == VerifyLevel::Content
     {
