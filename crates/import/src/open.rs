@@ -61,6 +61,10 @@ pub fn open_with(
 }
 
 fn open_file(path: &Path, options: &OpenOptions, import: &ImportOptions) -> Result<Checkpoint> {
+    // Under that name, everything else is a mistake or worse.
+    if path.extension().is_some_and(|end| end == "safetensors") {
+        return Checkpoint::open_with(path, options);
+    }
     let file = FileSource::open(path)?;
     match torch::is_torch(&file).map_err(|error| error.at_path(path))? {
         true => Checkpoint::from_foreign(torch::open(file, import)?),
