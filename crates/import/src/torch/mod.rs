@@ -51,6 +51,9 @@ fn is_archive(start: &[u8]) -> bool {
     start.starts_with(b"PK\x03\x04")
 }
 
+/// So many problems of one file are told; there may be one for each of millions of tensors.
+const PROBLEMS: usize = 100;
+
 /// Opens one of torch's files as what it holds.
 ///
 /// # Errors
@@ -104,6 +107,9 @@ fn open_source(
         match tensors.make(name, id) {
             Ok(tensor) => file.tensors.push(tensor),
             Err(problem) => problems.push(problem),
+        }
+        if problems.len() >= PROBLEMS {
+            break;
         }
     }
     if !problems.is_empty() {

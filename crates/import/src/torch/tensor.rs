@@ -80,7 +80,7 @@ fn describe(pickle: &Pickle, id: Id, limits: &ImportLimits) -> Result<Described>
     let values = &pickle.values;
     let mut id = id;
     for _ in 0..WRAPPED {
-        let Some((maker, object)) = made_by(values, id) else {
+        let Some((made, object)) = made_by(values, id) else {
             break;
         };
         let args = match values.get(object.args) {
@@ -91,14 +91,14 @@ fn describe(pickle: &Pickle, id: Id, limits: &ImportLimits) -> Result<Described>
             let error = Error::new(Code::PickleType).at_offset(object.offset);
             return Err(error.found("a tensor that is filled like a dict or a list"));
         }
-        match (maker, args) {
+        match (made, args) {
             (Maker::Rebuild { arguments }, _) => {
                 return rebuild(pickle, args, arguments, object.offset, limits);
             }
             (Maker::Wrap, &[tensor, ..]) => id = tensor,
             (Maker::Subclass, &[function, _, arguments, _]) => {
                 if let (Some(Maker::Rebuild { arguments: least }), Value::Tuple(args)) =
-                    (maker_of(values, function), values.get(arguments))
+                    (maker(values, function), values.get(arguments))
                 {
                     return rebuild(pickle, args, least, object.offset, limits);
                 }
@@ -118,10 +118,6 @@ fn describe(pickle: &Pickle, id: Id, limits: &ImportLimits) -> Result<Described>
         }
         None => error.found(values.get(id).kind()),
     })
-}
-
-fn maker_of(values: &Values, function: Id) -> Option<Maker> {
-    maker(values, function)
 }
 
 /// Of `(storage, offset, size, stride, requires_grad, hooks, dtype, metadata)`, as far as the function of so
