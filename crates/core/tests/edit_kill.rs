@@ -153,7 +153,13 @@ impl Edit {
         match self {
             Self::MetadataOfFile | Self::MetadataOfIndex => {
                 let note = MetadataChange::Set("note".to_owned(), "new".to_owned());
-                change_metadata(model, &[note], &ReadOptions::default()).map(drop)
+                change_metadata(
+                    model,
+                    &[note],
+                    &OpenOptions::default(),
+                    &ReadOptions::default(),
+                )
+                .map(drop)
             }
             Self::FirstIndex | Self::OtherIndex => {
                 write_index(model, &OpenOptions::default(), None).map(drop)

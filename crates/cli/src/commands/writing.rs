@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safeshard_core::{
-    Checkpoint, Durability, Losses, Printable, Profile, ReshardOptions, ReshardReport, ShardSize,
-    Shards, SideFiles,
+    Checkpoint, Durability, Losses, OpenOptions, Printable, Profile, ReshardOptions, ReshardReport,
+    ShardSize, Shards, SideFiles, UnknownDtype,
 };
 
 use crate::failure::{Failure, Result};
@@ -57,7 +57,11 @@ impl Places {
                 Printable::of(&self.to)
             )));
         }
-        let options = session.open_options(Profile::default());
+        // A tensor of a dtype of tomorrow stops only what would write it.
+        let options = OpenOptions {
+            unknown_dtype: UnknownDtype::Keep,
+            ..session.open_options(Profile::default())
+        };
         Ok(Checkpoint::open_with(&self.from, &options)?)
     }
 

@@ -10,6 +10,7 @@ mod faults;
 mod hostile;
 mod index;
 mod inspect;
+mod messages;
 mod meta;
 mod nothing_lost;
 mod output;

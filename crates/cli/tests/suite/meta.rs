@@ -178,3 +178,87 @@ fn alignment_is_kept() {
         [("w".to_owned(), 1.0f32.to_le_bytes().to_vec())]
     );
 }
+
+#[test]
+fn a_value_may_be_what_is_in_a_file() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("m.safetensors");
+    write(&path, &[floats("w", &[1.0])]);
+    // Longer than an argument may be.
+    let thumbnail = format!("data:image/jpeg;base64,{}\n", "A".repeat(300_000));
+    fs::write(folder.path().join("thumb"), &thumbnail).unwrap();
+    let set = |pair: &str| {
+        shell(
+            folder.path(),
+            &format!("safeshard meta m.safetensors set '{pair}'"),
+        )
+    };
+    set("modelspec.thumbnail=@thumb").ended(0);
+    set("handle=@@me").ended(0);
+    let expected = pairs(&[("handle", "@me"), ("modelspec.thumbnail", &thumbnail)]);
+    assert_eq!(read(&path).0, expected);
+    let Run { stderr, .. } = set("handle=@me").ended(2);
+    assert!(
+        stderr.contains("me: ") && stderr.contains("`@@`"),
+        "{stderr}"
+    );
+    fs::write(folder.path().join("binary"), b"\xFF\xFE\x00").unwrap();
+    set("handle=@binary").ended(2);
+    assert_eq!(read(&path).0, expected);
+}
+
+#[test]
+fn keys_are_unset_by_pattern_or_all() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("m.safetensors");
+    let keys = [
+        "ss_base",
+        "ss_tag_frequency",
+        "ss_",
+        "sshs",
+        "lr",
+        "a*b",
+        "axb",
+    ];
+    let metadata = keys.map(|key| (key, "x"));
+    let left_by = |args: &[&str]| {
+        write_with(&path, &[floats("w", &[1.0])], &metadata);
+        let args: Vec<_> = ["unset"].iter().chain(args).copied().collect();
+        meta(&path, &args).ended(0);
+        let left = read(&path).0.into_iter().map(|(key, _)| key);
+        left.collect::<Vec<_>>()
+    };
+    assert_eq!(left_by(&["ss_*"]), ["a*b", "axb", "lr", "sshs"]);
+    assert_eq!(
+        left_by(&["ss*e*y", "lr"]),
+        ["a*b", "axb", "ss_", "ss_base", "sshs"]
+    );
+    assert_eq!(left_by(&["nothing*"]).len(), keys.len());
+    assert_eq!(left_by(&["*"]), [""; 0]);
+    assert_eq!(left_by(&["--all"]), [""; 0]);
+    meta(&path, &["unset"]).ended(2);
+}
+
+#[test]
+fn of_shards_what_all_headers_agree_on_is_shown() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    write_with(
+        &at("a.safetensors"),
+        &[floats("a", &[1.])],
+        &[("lr", "1e-4"), ("rank", "0"), ("format", "pt")],
+    );
+    write_with(
+        &at("b.safetensors"),
+        &[floats("b", &[1.])],
+        &[("lr", "1e-4"), ("rank", "1"), ("format", "pt")],
+    );
+    let index = r#"{"metadata":{"total_size":8,"format":"of the index"},"weight_map":{"a":"a.safetensors","b":"b.safetensors"}}"#;
+    fs::write(at("model.safetensors.index.json"), index).unwrap();
+    let get = |key: &str| meta(folder.path(), &["get", key]);
+    assert_eq!(get("lr").ended(0).stdout, "1e-4\n");
+    assert_eq!(get("format").ended(0).stdout, "of the index\n");
+    get("rank").ended(1);
+    let all = meta(folder.path(), &[]).ended(0).stdout;
+    assert_eq!(all, "total_size=8\nformat=of the index\nlr=1e-4\n");
+}

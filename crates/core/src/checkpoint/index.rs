@@ -17,7 +17,7 @@ use crate::error::{Code, Error, Finding, Result};
 use crate::format::header::Prefix;
 use crate::format::json::Cursor;
 use crate::format::skip::{Keys, Repeats};
-use crate::format::sniff::foreign_format;
+use crate::format::sniff::Foreign;
 use crate::io::source::{FileSource, ReadAt, read_vec};
 use crate::limits::Limits;
 
@@ -70,12 +70,9 @@ impl Index {
             None => Self::parse(&json, path, limits),
         };
         let start = json.get(..Prefix::WANTED).unwrap_or(&json);
-        index.map_err(|error| match foreign_format(start) {
-            Some((name, help)) => Error::new(Code::NotSafetensors)
-                .at_path(path)
-                .found(name)
-                .help(help),
-            None => error.at_path(path),
+        index.map_err(|error| {
+            let error = Foreign::of(start).map_or(error, Foreign::error);
+            error.at_path(path)
         })
     }
 

@@ -44,7 +44,7 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
-    fn header(&self) -> HeaderOptions {
+    pub(super) fn header(&self) -> HeaderOptions {
         HeaderOptions {
             profile: self.profile,
             limits: self.limits,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use safeshard_core::{
     Checkpoint, ConvertOptions, DiffOptions, Dtype, Durability, LoadOptions, MetadataChange,
-    ReadOptions, Result, SaveOptions, SaveTensor, Shards, Support, VerifyLevel, VerifyOptions,
-    change_metadata, convert, diff, reshard, save, verify, write_index, write_to,
+    OpenOptions, ReadOptions, Result, SaveOptions, SaveTensor, Shards, Support, VerifyLevel,
+    VerifyOptions, change_metadata, convert, diff, reshard, save, verify, write_index, write_to,
 };
 
 #[cfg(feature = "digest")]
@@ -240,9 +240,20 @@ fn from_tensors(place: &Place) -> Result<()> {
 
 fn set_metadata(place: &Place) -> Result<()> {
     let set = MetadataChange::Set("author".to_owned(), "me".to_owned());
-    change_metadata(&place.input, &[set], &read_options())?;
+    change_metadata(
+        &place.input,
+        &[set],
+        &OpenOptions::default(),
+        &read_options(),
+    )?;
     let unset = MetadataChange::Unset("author".to_owned());
-    change_metadata(&place.input, &[unset], &read_options()).map(drop)
+    change_metadata(
+        &place.input,
+        &[unset],
+        &OpenOptions::default(),
+        &read_options(),
+    )
+    .map(drop)
 }
 
 fn set_much_metadata(place: &Place) -> Result<()> {
@@ -250,7 +261,13 @@ fn set_much_metadata(place: &Place) -> Result<()> {
         0 => MetadataChange::Set(key(at), "other".to_owned()),
         _ => MetadataChange::Set(format!("new-{at}"), String::new()),
     });
-    change_metadata(&place.input, &changes.collect::<Vec<_>>(), &read_options()).map(drop)
+    change_metadata(
+        &place.input,
+        &changes.collect::<Vec<_>>(),
+        &OpenOptions::default(),
+        &read_options(),
+    )
+    .map(drop)
 }
 
 fn index(place: &Place) -> Result<()> {
