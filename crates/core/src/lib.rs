@@ -47,8 +47,8 @@ pub use checkpoint::{
     NotRecovered, OpenOptions, PartRule, Plan, Planned, Prefer, Rename, ReshardOptions,
     ReshardReport, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile, ShardSize, Sharding,
     Shards, SideFiles, Support, Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel,
-    VerifyOptions, change_metadata, convert, diff, natural_order, reshard, save, verify,
-    write_index, write_to,
+    VerifyOptions, change_metadata, change_shard_metadata, convert, diff, natural_order, reshard,
+    save, verify, write_index, write_to,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;

@@ -1,5 +1,6 @@
 //! `safeshard meta`: what a checkpoint says about itself, and changing that.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,7 +8,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use safeshard_core::{
     Checkpoint, MetadataChange, MetadataWrite, OpenOptions, Printable, Profile, ShardFile,
-    UnknownDtype, change_metadata,
+    UnknownDtype, change_metadata, change_shard_metadata,
 };
 use serde_json::Value;
 
@@ -42,6 +43,10 @@ enum Action {
         /// A key and its value; `@FILE` for what is in a file, `@@` for a value that begins with `@`
         #[arg(required = true, value_name = "KEY=VALUE", value_parser = pair)]
         pairs: Vec<(String, ValueArg)>,
+
+        /// In the header of every shard, where transformers looks for `format`; not in the index
+        #[arg(long)]
+        shards: bool,
     },
     /// Remove keys; tensors stay as they are
     Unset {
@@ -52,6 +57,10 @@ enum Action {
         /// All keys
         #[arg(long, conflicts_with = "keys")]
         all: bool,
+
+        /// In the header of every shard; not in the index
+        #[arg(long)]
+        shards: bool,
     },
 }
 
@@ -59,30 +68,69 @@ pub(super) fn run(args: &Args, session: &Session) -> Result {
     match &args.action {
         None => show(args, session),
         Some(Action::Get { key }) => get(args, key, session),
-        Some(Action::Set { pairs }) => {
+        Some(Action::Set { pairs, shards }) => {
             let changes = pairs.iter().map(|(key, value)| {
                 let value = value.read()?;
                 Ok(MetadataChange::Set(key.clone(), value))
             });
-            change(args, &changes.collect::<Result<Vec<_>>>()?, session)
+            let changes = changes.collect::<Result<Vec<_>>>()?;
+            change(args, &changes, Where::of(*shards), session)
         }
-        Some(Action::Unset { keys, all }) => {
-            let of_pattern = |key: &&String| *all || keys.iter().any(|pattern| fits(pattern, key));
-            let metadata = metadata(args, session)?;
-            let fitting = metadata.iter().map(|(key, _)| key).filter(of_pattern);
-            let changes = fitting.cloned().map(MetadataChange::Unset);
-            change(args, &changes.collect::<Vec<_>>(), session)
+        Some(Action::Unset { keys, all, shards }) => {
+            let is_meant = |key: &&str| *all || keys.iter().any(|pattern| fits(pattern, key));
+            let checkpoint = open(args, session)?;
+            let mut meant: BTreeSet<&str> = match (Where::of(*shards), checkpoint.index()) {
+                (Where::Index, Some(index)) => {
+                    index.metadata().keys().map(String::as_str).collect()
+                }
+                _ => {
+                    let entries = checkpoint.files().iter();
+                    let entries = entries.flat_map(|file| file.header().metadata());
+                    entries.map(|(key, _)| key).collect()
+                }
+            };
+            meant.retain(is_meant);
+            let changes = meant
+                .into_iter()
+                .map(str::to_owned)
+                .map(MetadataChange::Unset);
+            change(
+                args,
+                &changes.collect::<Vec<_>>(),
+                Where::of(*shards),
+                session,
+            )
         }
     }
 }
 
-/// What the checkpoint says of itself, in the order in which it does.
-fn metadata(args: &Args, session: &Session) -> Result<Vec<(String, String)>> {
+/// Which metadata of a checkpoint in shards are changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Where {
+    Index,
+    Shards,
+}
+
+impl Where {
+    fn of(is_of_shards: bool) -> Self {
+        match is_of_shards {
+            true => Self::Shards,
+            false => Self::Index,
+        }
+    }
+}
+
+fn open(args: &Args, session: &Session) -> Result<Checkpoint> {
     let options = OpenOptions {
         unknown_dtype: UnknownDtype::Keep,
         ..session.open_options(Profile::default())
     };
-    let checkpoint = Checkpoint::open_with(&args.path, &options)?;
+    Ok(Checkpoint::open_with(&args.path, &options)?)
+}
+
+/// What the checkpoint says of itself, in the order in which it does.
+fn metadata(args: &Args, session: &Session) -> Result<Vec<(String, String)>> {
+    let checkpoint = open(args, session)?;
     let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
     Ok(match (checkpoint.index(), checkpoint.files()) {
         (Some(index), files) => {
@@ -133,10 +181,14 @@ fn get(args: &Args, key: &str, session: &Session) -> Result {
     Ok(Outcome::Fine)
 }
 
-fn change(args: &Args, changes: &[MetadataChange], session: &Session) -> Result {
+fn change(args: &Args, changes: &[MetadataChange], of: Where, session: &Session) -> Result {
     let bar = session.bar("writing", Show::OnTerminal);
     let open = session.open_options(Profile::default());
-    let written = change_metadata(&args.path, changes, &open, &session.read_options(&bar))?;
+    let read = session.read_options(&bar);
+    let written = match of {
+        Where::Index => change_metadata(&args.path, changes, &open, &read)?,
+        Where::Shards => change_shard_metadata(&args.path, changes, &open, &read)?,
+    };
     drop(bar);
     if session.is_quiet() {
         return Ok(Outcome::Fine);

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::support::*;
@@ -261,4 +261,63 @@ fn of_shards_what_all_headers_agree_on_is_shown() {
     get("rank").ended(1);
     let all = meta(folder.path(), &[]).ended(0).stdout;
     assert_eq!(all, "total_size=8\nformat=of the index\nlr=1e-4\n");
+}
+
+#[test]
+fn of_shards_every_header_is_changed_in_one_commit() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let shard = |number| format!("model-0000{number}-of-00002.safetensors");
+    // Of one rank each, with a tensor that the index does not list, in odd places.
+    write_with(
+        &at(&shard(1)),
+        &[floats("a", &[1.0, 2.0]), floats("stale", &[3.0])],
+        &[("rank", "0")],
+    );
+    write_with(
+        &at(&shard(2)),
+        &[floats("b", &[4.0])],
+        &[("rank", "1"), ("format", "pt")],
+    );
+    let map = json!({"a": shard(1), "b": shard(2)});
+    let index = json!({"metadata": {"total_size": 16, "note": "kept"}, "weight_map": map});
+    fs::write(at("model.safetensors.index.json"), index.to_string()).unwrap();
+    let before = [1, 2].map(|number| read(&at(&shard(number))).1);
+
+    meta(folder.path(), &["set", "--shards", "format=pt"]).ended(0);
+    let index: Value =
+        serde_json::from_slice(&fs::read(at("model.safetensors.index.json")).unwrap()).unwrap();
+    assert_eq!(index["metadata"], json!({"total_size": 16, "note": "kept"}));
+    let files = ["a", "b"].map(|tensor| index["weight_map"][tensor].as_str().unwrap().to_owned());
+    assert_eq!(index["weight_map"].as_object().unwrap().len(), 2);
+    for (rank, (file, tensors)) in files.iter().zip(&before).enumerate() {
+        let (metadata, now) = read(&at(file));
+        assert_eq!(
+            metadata,
+            pairs(&[("format", "pt"), ("rank", &rank.to_string())])
+        );
+        assert_eq!(now, *tensors);
+    }
+    // Nothing but the new shards and their index is left.
+    assert_eq!(names(folder.path()).len(), 3);
+    meta(folder.path(), &["set", "--shards", "format=pt"]).ended(0);
+    assert!(
+        files.iter().all(|file| at(file).exists()),
+        "nothing to change"
+    );
+
+    meta(folder.path(), &["unset", "--shards", "ra*"]).ended(0);
+    let shown = meta(folder.path(), &[]).ended(0).stdout;
+    assert_eq!(shown, "total_size=16\nnote=kept\nformat=pt\n");
+    shell(
+        folder.path(),
+        "safeshard meta model.safetensors.index.json unset --shards --all",
+    )
+    .ended(0);
+    let shown = meta(folder.path(), &[]).ended(0).stdout;
+    assert_eq!(shown, "total_size=16\nnote=kept\n");
+    // Of a single file, its header.
+    write(&at("one.safetensors"), &[floats("a", &[1.])]);
+    meta(&at("one.safetensors"), &["set", "--shards", "format=pt"]).ended(0);
+    assert_eq!(read(&at("one.safetensors")).0, pairs(&[("format", "pt")]));
 }

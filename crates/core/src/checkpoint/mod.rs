@@ -48,6 +48,7 @@ pub use digest::{
     Algorithm, Digest, DigestOf, DigestOptions, Manifest, ManifestEntry, verify_digests,
 };
 pub use edit::metadata::{MetadataChange, MetadataWrite, change_metadata};
+pub use edit::shard_metadata::change_shard_metadata;
 pub use edit::write_index::{IndexOutcome, IndexReport, write_index};
 pub use index::Index;
 pub use load::{

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use safeshard_core::{
     Checkpoint, ConvertOptions, DiffOptions, Dtype, Durability, LoadOptions, MetadataChange,
     OpenOptions, ReadOptions, Result, SaveOptions, SaveTensor, Shards, Support, VerifyLevel,
-    VerifyOptions, change_metadata, convert, diff, reshard, save, verify, write_index, write_to,
+    VerifyOptions, change_metadata, change_shard_metadata, convert, diff, reshard, save, verify,
+    write_index, write_to,
 };
 
 #[cfg(feature = "digest")]
@@ -69,6 +70,12 @@ pub(crate) const CASES: &[Case] = &[
     case("set metadata", Input::Keys, 2, set_metadata),
     case("set metadata", Input::InTenShards, 2, set_metadata),
     case("set metadata", Input::KeysOfIndex, 11, set_metadata),
+    case(
+        "set metadata of shards",
+        Input::InTenShards,
+        4,
+        set_shard_metadata,
+    ),
     case("set much metadata", Input::Keys, 10, set_much_metadata),
     case("index", Input::InTenShards, 3, index),
     case("index", Input::Shards, 2, index),
@@ -236,6 +243,12 @@ fn from_tensors(place: &Place) -> Result<()> {
         SaveTensor::new(format!("t{at}"), Dtype::F32, [1], bytes)
     });
     Checkpoint::from_tensors(tensors.collect()).map(drop)
+}
+
+fn set_shard_metadata(place: &Place) -> Result<()> {
+    let set = MetadataChange::Set("note".to_owned(), "new".to_owned());
+    let open = OpenOptions::default();
+    change_shard_metadata(&place.input, &[set], &open, &read_options()).map(drop)
 }
 
 fn set_metadata(place: &Place) -> Result<()> {

@@ -136,17 +136,41 @@ impl Edit<'_> {
     fn header(self, path: &Path) -> Result<MetadataWrite> {
         let target = Target::at(path)?;
         let source = FileSource::open(path)?;
+        let Some(start) = NewStart::of(&source, self.changes, self.open)? else {
+            return Ok(MetadataWrite::Nothing);
+        };
+        let contents = start.before(&source);
+        self.locked.replace_file(target, contents, self.read)?;
+        Ok(MetadataWrite::Replaced)
+    }
+}
+
+/// What a file is to begin with, up to its data.
+pub(super) struct NewStart {
+    bytes: Vec<u8>,
+    /// Where the data of the old file begin.
+    data_start: u64,
+}
+
+impl NewStart {
+    /// Of a file with other metadata, if they differ.
+    pub(super) fn of(
+        source: &FileSource,
+        changes: &[MetadataChange],
+        open: &OpenOptions,
+    ) -> Result<Option<Self>> {
+        let path = source.path();
         let at_path = |error: Error| error.at_path(path);
-        let header_options = self.open.header();
-        let header = read_header(&source, &header_options).map_err(at_path)?;
+        let header_options = open.header();
+        let header = read_header(source, &header_options).map_err(at_path)?;
         let (header_len, data_start) = (header.header_len(), header.data_start());
         let data_len = header.data_len();
         drop(header);
-        let mut json = read_vec(&source, 8, header_len).map_err(at_path)?;
+        let mut json = read_vec(source, 8, header_len).map_err(at_path)?;
         source.check_unchanged()?;
         json.truncate(json.trim_ascii_end().len());
-        let Some(text) = edited(&json, Document::Header, self.changes, path)? else {
-            return Ok(MetadataWrite::Nothing);
+        let Some(text) = edited(&json, Document::Header, changes, path)? else {
+            return Ok(None);
         };
         drop(json);
         // Tensors keep the alignment that they have.
@@ -155,15 +179,18 @@ impl Edit<'_> {
             .find(|alignment| data_start.is_multiple_of(*alignment))
             .unwrap_or(8);
         let new_start = (8 + text.len() as u64).next_multiple_of(alignment);
-        let mut start = (new_start - 8).to_le_bytes().to_vec();
-        start.extend_from_slice(text.as_bytes());
+        let mut bytes = (new_start - 8).to_le_bytes().to_vec();
+        bytes.extend_from_slice(text.as_bytes());
         drop(text);
-        start.resize(new_start as usize, b' ');
+        bytes.resize(new_start as usize, b' ');
         let len = new_start + data_len;
-        Header::parse(&start, Some(len), &header_options).map_err(at_path)?;
-        let contents = Contents::Rest(&start, &source, data_start);
-        self.locked.replace_file(target, contents, self.read)?;
-        Ok(MetadataWrite::Replaced)
+        Header::parse(&bytes, Some(len), &header_options).map_err(at_path)?;
+        Ok(Some(Self { bytes, data_start }))
+    }
+
+    /// The new file: this, then the data of the old one.
+    pub(super) fn before<'c>(&'c self, source: &'c FileSource) -> Contents<'c> {
+        Contents::Rest(&self.bytes, source, self.data_start)
     }
 }
 
