@@ -465,6 +465,7 @@ codes! {
     DigestMismatch "digest-mismatch" Checkpoint "these are not the bytes that the manifest vouches for" "fetch the file again";
     DigestUnlisted "digest-unlisted" Checkpoint "the manifest does not vouch for it" "";
     // The caller's request
+    SchemeNotBuiltIn "scheme-not-built-in" Usage "places with this scheme are not built in" "fetch the files and pass their path, or build with what reads such places";
     SliceRank "slice-rank" Usage "more ranges than the tensor has dimensions" "";
     SliceRange "slice-range" Usage "the range is not inside the dimension" "";
     SliceReversed "slice-reversed" Usage "the range ends before it begins" "";

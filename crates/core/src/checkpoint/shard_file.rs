@@ -6,13 +6,16 @@ use std::sync::Arc;
 use super::scattered::Scattered;
 use crate::format::header::{Header, TensorInfo};
 use crate::io::extent::Extent;
+use crate::io::folder::Folder;
 use crate::io::source::ReadAt;
 
 /// One file of a checkpoint.
 #[derive(Debug)]
 pub struct ShardFile {
     pub(super) name: String,
-    path: Option<PathBuf>,
+    /// What errors call it, where that is not its name.
+    place: Option<PathBuf>,
+    is_on_disk: bool,
     pub(super) source: Arc<dyn ReadAt>,
     pub(super) header: Header,
     /// Where the tensors lie, where that is not behind the header.
@@ -20,18 +23,23 @@ pub struct ShardFile {
 }
 
 impl ShardFile {
-    pub(super) fn new(
-        name: String,
-        path: Option<PathBuf>,
-        source: Arc<dyn ReadAt>,
-        header: Header,
-    ) -> Self {
+    pub(super) fn new(name: String, source: Arc<dyn ReadAt>, header: Header) -> Self {
         Self {
             name,
-            path,
+            place: None,
+            is_on_disk: false,
             source,
             header,
             scattered: None,
+        }
+    }
+
+    /// A file of a folder.
+    pub(super) fn in_folder(self, folder: &dyn Folder, place: PathBuf) -> Self {
+        Self {
+            place: Some(place),
+            is_on_disk: folder.local().is_some(),
+            ..self
         }
     }
 
@@ -40,7 +48,7 @@ impl ShardFile {
         let file = Arc::new(file);
         Self {
             scattered: Some(file.clone()),
-            ..Self::new(name, None, file, header)
+            ..Self::new(name, file, header)
         }
     }
 
@@ -49,9 +57,9 @@ impl ShardFile {
         &self.name
     }
 
-    /// Where it is, if it is a file.
+    /// Where it is, if it is a file on a disk.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.place.as_deref().filter(|_| self.is_on_disk)
     }
 
     /// Which tensors it holds, those not served included, and its metadata.
@@ -61,7 +69,7 @@ impl ShardFile {
 
     /// What errors call it.
     pub(super) fn place(&self) -> &Path {
-        self.path.as_deref().unwrap_or(Path::new(&self.name))
+        self.place.as_deref().unwrap_or(Path::new(&self.name))
     }
 
     /// The names of all its tensors, in data order, those of unknown dtype behind the others.
