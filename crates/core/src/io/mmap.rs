@@ -1,5 +1,6 @@
 //! The opt-in source that maps a file instead of reading it.
 
+use std::any::Any;
 use std::mem::MaybeUninit;
 use std::path::PathBuf;
 
@@ -57,7 +58,7 @@ impl MappedSource {
         })
     }
 
-    pub(super) fn map_private(&self) -> Result<PrivateMap> {
+    fn map_private(&self) -> Result<PrivateMap> {
         let map = || {
             let file = FileSource::open(&self.path)?;
             self.identity.check_same(&file.identity())?;
@@ -68,6 +69,19 @@ impl MappedSource {
         };
         let map = map().map_err(|error| error.at_path(&self.path))?;
         Ok(PrivateMap(map.into()))
+    }
+}
+
+impl dyn ReadAt {
+    /// A mapping of its own that may be written to without changing the file, where the source is a mapped
+    /// file; the caller of [`Io::mmap`](crate::Io::mmap) vouches for it too.
+    ///
+    /// # Errors
+    /// `file-changed` where its path does not lead to the same file any more; `io`.
+    pub fn map_private(&self) -> Result<Option<PrivateMap>> {
+        let source: &dyn Any = self;
+        let mapped = source.downcast_ref::<MappedSource>();
+        mapped.map(MappedSource::map_private).transpose()
     }
 }
 

@@ -16,7 +16,6 @@ use rustix::io::Errno;
 
 use super::access::Access;
 use super::buffer::{fill_all, filled_vec};
-use super::mmap::{MappedSource, PrivateMap};
 use super::version::{Identity, Version};
 use crate::error::{Code, Error, Result};
 
@@ -71,19 +70,6 @@ pub trait ReadAt: Any + Debug + Send + Sync {
     /// `file-changed`.
     fn check_unchanged(&self) -> Result<()> {
         Ok(())
-    }
-}
-
-impl dyn ReadAt {
-    /// A mapping of its own that may be written to without changing the file, where the source is a mapped
-    /// file; the caller of [`Io::mmap`](crate::Io::mmap) vouches for it too.
-    ///
-    /// # Errors
-    /// `file-changed` where its path does not lead to the same file any more; `io`.
-    pub fn map_private(&self) -> Result<Option<PrivateMap>> {
-        let source: &dyn Any = self;
-        let mapped = source.downcast_ref::<MappedSource>();
-        mapped.map(MappedSource::map_private).transpose()
     }
 }
 
