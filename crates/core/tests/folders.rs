@@ -286,6 +286,20 @@ fn what_is_wrong_is_said_in_memory_as_on_a_disk() {
 }
 
 #[test]
+fn a_journal_says_nothing_where_nobody_saves() {
+    let disk = healthy();
+    disk.shard("model.safetensors", &[("a", &[1])]);
+    disk.write(".model.safetensors.commit", "{");
+    disk.refused(Code::BrokenJournal);
+    let copy = at_model(in_memory(disk.path()), OpenOptions::default());
+    let error = refused(
+        Checkpoint::open_with(MODEL, &copy),
+        Code::AmbiguousCheckpoint,
+    );
+    assert_eq!(error.path(), Some(Path::new("memory")));
+}
+
+#[test]
 fn a_file_and_an_index_of_a_folder_are_places_too() {
     let disk = healthy();
     let folder: Arc<dyn Folder> = Arc::new(in_memory(disk.path()));

@@ -162,8 +162,8 @@ impl Checkpoint {
         open::open(path.as_ref(), options)
     }
 
-    /// Opens what is at a place: in memory, or wherever somebody's [`Folder`] leads. On
-    /// a disk, it is as [`Checkpoint::open`] of its path.
+    /// Opens what is at a place: in memory, or wherever somebody's [`Folder`] leads. A repository in the
+    /// Hugging Face cache is found by its path alone.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -230,7 +230,7 @@ impl Checkpoint {
         checkpoint
     }
 
-    /// Where it was opened, if it was opened by one path.
+    /// Where it was opened, if it was opened by one path, or one place with a scheme.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }

@@ -141,8 +141,8 @@ pub(super) fn open_files(paths: &[PathBuf], options: &OpenOptions) -> Result<Che
     // The first one says how the others want to be read.
     let (first, others) = paths.split_at(paths.len().min(1));
     let first: Vec<_> = first.iter().map(open).collect();
-    let access = first.iter().flatten().map(|(file, _)| file.source.access());
-    let access = access.last().unwrap_or_default();
+    let mut access = first.iter().flatten().map(|(file, _)| file.source.access());
+    let access = access.next().unwrap_or_default();
     let others = side_by_side(others, access, open)?;
     let (mut files, mut folder) = (Vec::new(), None);
     for opened in first.into_iter().chain(others) {

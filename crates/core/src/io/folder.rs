@@ -19,7 +19,7 @@ use crate::error::{Code, Error, Result};
 /// [`contract::check_folder`](crate::contract::check_folder) checks what is asked for here.
 pub trait Folder: Any + Debug + Send + Sync {
     /// The names of what is in it, in any order: of files, and of folders where it has them, but of nothing
-    /// that is in these.
+    /// that is in these. Where nobody can list it, those of the usual names that are there will do.
     ///
     /// # Errors
     /// What keeps it from being listed.

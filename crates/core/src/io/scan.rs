@@ -42,8 +42,8 @@ impl Item for Extent<'_> {
 ///
 /// Short items that lie near to each other are read together.
 ///
-/// Memory: a block a thread for each extent of an item, 24 bytes an item, and the results. A block has 384 KiB;
-/// where a call costs much, up to [`Access::together`].
+/// Memory: a block a thread for each extent of an item, some 40 bytes an item, and the results. A block has
+/// 384 KiB; where a call costs much, up to [`Access::together`].
 pub(crate) fn each<I: Item, T: Send>(
     options: &ReadOptions,
     items: &[I],
@@ -99,12 +99,10 @@ impl Together {
     fn block_len(&self) -> u64 {
         let worth = |access: &Access| {
             let worth = access.gap.saturating_mul(WORTH_A_CALL);
-            worth
-                .min(access.together)
-                .max(BLOCK)
-                .next_multiple_of(BLOCK)
+            worth.min(access.together)
         };
-        worth(&self.first).max(worth(&self.other))
+        let longest = worth(&self.first).max(worth(&self.other));
+        longest.max(BLOCK).next_multiple_of(BLOCK)
     }
 
     fn block(&self) -> Block {

@@ -21,8 +21,9 @@ use crate::error::{Code, Error, Result};
 
 /// A source of bytes that is read by position, from any thread.
 ///
-/// Implement it for a source of your own (an HTTP range, an object store) and open it with
-/// [`Checkpoint::from_sources`](crate::Checkpoint::from_sources).
+/// Implement it for a source of your own (an HTTP range, an object store), and open it with
+/// [`Checkpoint::from_sources`](crate::Checkpoint::from_sources) or out of a [`Folder`](crate::Folder) of your
+/// own.
 pub trait ReadAt: Any + Debug + Send + Sync {
     /// Length in bytes.
     fn len(&self) -> u64;

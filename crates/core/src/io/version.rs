@@ -106,3 +106,39 @@ impl Identity {
             .found(format_args!("{} bytes, changed or replaced since", now.len)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            Version::from(Identity::of(&path.metadata().unwrap()))
+        };
+        let versions = [
+            Version::new("\"etag\""),
+            Version::new("0123"),
+            file("a", "1"),
+            file("b", "1"),
+            file("c", "22"),
+        ];
+        for (at, one) in versions.iter().enumerate() {
+            for (other_at, other) in versions.iter().enumerate() {
+                assert_eq!(one.is_same(other), at == other_at, "{one:?}, {other:?}");
+                let code = one.check(other).err().map(|error| error.code());
+                let expected = (at != other_at).then_some(Code::FileChanged);
+                assert_eq!(code, expected, "{one:?}, {other:?}");
+            }
+        }
+        let error = versions[0].check(&versions[1]).unwrap_err().to_string();
+        assert!(error.contains("etag") && error.contains("0123"), "{error}");
+        assert_eq!(
+            versions.map(|it| it.as_str().is_some()),
+            [true, true, false, false, false]
+        );
+    }
+}

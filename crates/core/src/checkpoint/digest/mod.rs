@@ -148,7 +148,7 @@ impl Checkpoint {
             .map(|file| Extent::whole(file.source(), file.place()))
             .collect();
         if let Some(index) = &index {
-            let name = index.place.file_name().and_then(OsStr::to_str);
+            let name = listed(&index.name, &index.place);
             names.push(name.ok_or_else(|| no_name(&index.place))?);
             extents.push(Extent::whole(&index.source, &index.place));
         }
@@ -192,10 +192,15 @@ impl Checkpoint {
     }
 }
 
-/// What a manifest calls a file; `None` where its name is not UTF-8.
+/// What a manifest calls a file of a checkpoint.
 fn listed_name(file: &ShardFile) -> Option<&str> {
-    let last = file.place().file_name().and_then(OsStr::to_str);
-    last.map(|_| file.name())
+    listed(file.name(), file.place())
+}
+
+/// What a manifest calls a file of this name; `None` where its real name is not UTF-8.
+fn listed<'n>(name: &'n str, place: &Path) -> Option<&'n str> {
+    let real = place.file_name().and_then(OsStr::to_str);
+    real.map(|_| name)
 }
 
 fn no_name(path: &Path) -> Error {

@@ -1,11 +1,10 @@
 //! Whether a checkpoint's bytes are those that a manifest vouches for.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Algorithm, Digest, Manifest, ManifestEntry, hash, listed_name};
+use super::{Algorithm, Digest, Manifest, ManifestEntry, hash, listed, listed_name};
 use crate::checkpoint::capped::Capped;
 use crate::checkpoint::check::{Verification, VerifyOptions};
 use crate::checkpoint::{Checkpoint, Index, check};
@@ -49,9 +48,9 @@ pub fn verify_digests(
     say(findings, problems);
     if let Some(checkpoint) = checkpoint {
         say(findings, unlisted_files(checkpoint, manifest));
-        let index = checkpoint.index().map(Index::path);
+        let index = checkpoint.index();
         let index = index.filter(|index| !vouches_for_index(manifest, index));
-        findings.extend(index.map(|index| Finding::warning(unlisted(index))));
+        findings.extend(index.map(|index| Finding::warning(unlisted(index.path()))));
         say(findings, unlisted_tensors(checkpoint, manifest));
         say(
             findings,
@@ -314,8 +313,8 @@ fn unlisted_files(checkpoint: &Checkpoint, manifest: &Manifest) -> Capped {
 }
 
 /// Whether a manifest names the index, or no file at all.
-fn vouches_for_index(manifest: &Manifest, index: &Path) -> bool {
-    let index = index.file_name().and_then(OsStr::to_str);
+fn vouches_for_index(manifest: &Manifest, index: &Index) -> bool {
+    let index = listed(&index.name, index.path());
     let mut files = files(manifest).peekable();
     files.peek().is_none() || files.any(|(name, ..)| Some(name) == index)
 }
@@ -422,15 +421,8 @@ fn says(problem: Error, algorithm: Algorithm, expected: Digest, found: Digest) -
 /// What belongs to the checkpoint.
 fn own_names(place: &Place, checkpoint: Option<&Checkpoint>) -> HashSet<String> {
     let files = checkpoint.map_or(&[][..], Checkpoint::files).iter();
-    let is_exact = |name: &&str| {
-        place
-            .folder
-            .place(name)
-            .file_name()
-            .and_then(OsStr::to_str)
-            .is_some()
-    };
-    let named = place.name.as_deref().filter(is_exact);
+    let named = place.name.as_deref();
+    let named = named.and_then(|name| listed(name, &place.folder.place(name)));
     let names = files.filter_map(listed_name).chain(named);
     names.map(str::to_owned).collect()
 }
