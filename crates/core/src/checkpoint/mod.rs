@@ -25,6 +25,7 @@ mod save;
 mod scattered;
 mod shard_file;
 mod shard_name;
+mod unusual;
 
 use std::collections::BTreeMap;
 use std::fmt;

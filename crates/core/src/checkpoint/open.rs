@@ -1,6 +1,5 @@
 //! Opening a checkpoint: every header read, everything checked before anything is handed out.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use super::locate::{Listing, Located, Prefer, index_at_a_glance};
 use super::names::{natural_order, sample};
 use super::owners::Owners;
 use super::reopen::{Seen, settled};
+use super::unusual::{warn_of_other_files, warn_of_total_size, warn_of_unlisted_tensors};
 use super::{Checkpoint, CheckpointKind, ShardFile};
 use crate::error::{Code, Error, Finding, Result};
 use crate::format::header::{Header, HeaderOptions, Prefix, Profile, UnknownDtype};
@@ -475,63 +475,4 @@ fn limit_shards(found: usize, options: &OpenOptions) -> Result<()> {
     }
     let error = Error::new(Code::LimitShards);
     Err(error.expected(format_args!("at most {limit}")).found(found))
-}
-
-/// Tensors of a shard that the index does not place there are not served, but said.
-fn warn_of_unlisted_tensors(checkpoint: &mut Checkpoint) {
-    if checkpoint.serves_all {
-        return;
-    }
-    let mut warnings = Capped::default();
-    for (position, file) in checkpoint.files.iter().enumerate() {
-        for tensor in file.names() {
-            let owner = checkpoint.owner(tensor);
-            if owner == Some(position) {
-                continue;
-            }
-            warnings.push(|| {
-                let warning = Error::new(Code::UnlistedTensor)
-                    .at_path(file.place())
-                    .in_tensor(tensor);
-                match owner.and_then(|owner| checkpoint.files.get(owner)) {
-                    Some(owner) => {
-                        warning.found(format_args!("the index places it in `{}`", owner.name))
-                    }
-                    None => warning,
-                }
-            });
-        }
-    }
-    let warnings = warnings.into_vec().into_iter().map(Finding::warning);
-    checkpoint.warnings.extend(warnings);
-}
-
-fn warn_of_total_size(checkpoint: &mut Checkpoint) {
-    let Some(index) = &checkpoint.index else {
-        return;
-    };
-    // Absent is common; torch and mflux leave it out or disagree on tied tensors.
-    let Some(stated) = index.metadata().get("total_size") else {
-        return;
-    };
-    let unknown = checkpoint.unsupported();
-    let unknown = unknown.map(|tensor| tensor.end - tensor.start).sum::<u64>();
-    let actual = checkpoint.totals().bytes.saturating_add(unknown);
-    if stated.as_u64() != Some(actual) {
-        let warning = Error::new(Code::TotalSize)
-            .at_path(index.path())
-            .expected(actual)
-            .found(stated);
-        checkpoint.warnings.push(Finding::warning(warning));
-    }
-}
-
-fn warn_of_other_files(checkpoint: &mut Checkpoint, listing: &Listing) {
-    let used: HashSet<_> = checkpoint.files.iter().map(ShardFile::place).collect();
-    let mut warnings = Capped::default();
-    for path in listing.others(|path| used.contains(path)) {
-        warnings.push(|| Error::new(Code::UnlistedFile).at_path(path));
-    }
-    let warnings = warnings.into_vec().into_iter().map(Finding::warning);
-    checkpoint.warnings.extend(warnings);
 }
