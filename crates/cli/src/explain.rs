@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use safeshard_core::{Code, Kind};
 
 use crate::output::{HEADING, Output};
+use crate::words;
 
 /// Writes what a code means, why it matters and what to do.
 pub(crate) fn write(out: &mut Output, code: Code) -> io::Result<()> {
@@ -21,7 +22,7 @@ pub(crate) fn write(out: &mut Output, code: Code) -> io::Result<()> {
     }
     writeln!(out, "\n{}", fault(code.kind()))?;
     if !code.advice().is_empty() {
-        writeln!(out, "What to do: {}.", code.advice())?;
+        writeln!(out, "What to do: {}.", words::of(code.advice()))?;
     }
     Ok(())
 }

@@ -3,10 +3,12 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use safeshard_core::{Cancel, Checkpoint, Io, OpenOptions, Profile, ReadOptions, Result};
-use safeshard_import::ImportOptions;
+use safeshard_core::{
+    Cancel, Checkpoint, Io, Limits, OpenOptions, Prefer, Profile, ReadOptions, Result,
+};
+use safeshard_import::{ImportOptions, open_with};
 
-use crate::args::{Common, IoArg};
+use crate::args::{Common, IoArg, LimitArg, PreferArg};
 use crate::interrupt::cancel_on_signal;
 use crate::progress::{Bar, Show};
 
@@ -35,6 +37,12 @@ impl Session {
     pub(crate) fn open_options(&self, profile: Profile) -> OpenOptions {
         OpenOptions {
             io: self.io(),
+            limits: self.limits(),
+            prefer: match self.common.prefer {
+                None => Prefer::default(),
+                Some(PreferArg::Index) => Prefer::Index,
+                Some(PreferArg::Single) => Prefer::Single,
+            },
             profile,
             ..OpenOptions::default()
         }
@@ -42,17 +50,25 @@ impl Session {
 
     /// Opens what is at a path, whatever its format.
     pub(crate) fn open(&self, path: &Path) -> Result<Checkpoint> {
-        self.open_as(path, Profile::default(), &ImportOptions::default())
+        let options = self.open_options(Profile::default());
+        open_with(path, &options, &ImportOptions::default())
     }
 
-    /// As [`Session::open`], by these rules.
-    pub(crate) fn open_as(
-        &self,
-        path: &Path,
-        profile: Profile,
-        import: &ImportOptions,
-    ) -> Result<Checkpoint> {
-        safeshard_import::open_with(path, &self.open_options(profile), import)
+    fn limits(&self) -> Limits {
+        let mut limits = Limits::default();
+        for &(what, many) in &self.common.limits {
+            *match what {
+                LimitArg::Header => &mut limits.header_bytes,
+                LimitArg::Index => &mut limits.index_bytes,
+                LimitArg::Tensors => &mut limits.tensors,
+                LimitArg::Shards => &mut limits.shards,
+                LimitArg::Name => &mut limits.name_bytes,
+                LimitArg::Rank => &mut limits.rank,
+                LimitArg::Metadata => &mut limits.metadata_bytes,
+                LimitArg::Ignored => &mut limits.ignored_bytes,
+            } = many;
+        }
+        limits
     }
 
     /// A bar, unless nobody wants to see it.

@@ -186,11 +186,29 @@ impl Error {
     pub fn problems(&self) -> &[Self] {
         &self.0.problems
     }
-}
 
-/// For people: what comes from outside is [`Printable`], and only several problems make several lines.
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The message with its [advice](Error::advice), and that of each of its problems, in other words: for
+    /// programs whose users do not write Rust.
+    ///
+    /// ```
+    /// use safeshard_core::{Code, Error};
+    ///
+    /// let error = Error::new(Code::LimitRank).found(65);
+    /// let message = error.worded(|advice| advice.replace("`Limits::rank`", "--limit rank").into());
+    /// assert!(message.to_string().ends_with("raise --limit rank if the file is trusted"));
+    /// ```
+    pub fn worded<'e>(
+        &'e self,
+        words: impl Fn(&'e str) -> Cow<'e, str> + 'e,
+    ) -> impl fmt::Display + 'e {
+        Worded { error: self, words }
+    }
+
+    fn write<'e>(
+        &'e self,
+        f: &mut fmt::Formatter<'_>,
+        words: &dyn Fn(&'e str) -> Cow<'e, str>,
+    ) -> fmt::Result {
         let repr = &*self.0;
         if let Some(path) = &repr.path {
             write!(f, "{}: ", Printable::of(path))?;
@@ -202,8 +220,8 @@ impl fmt::Display for Error {
             (None, None) => {}
         }
         f.write_str(repr.code.title())?;
-        let words = [&repr.expected, &repr.found];
-        match words.map(|words| words.as_deref().map(Printable::of)) {
+        let said = [&repr.expected, &repr.found];
+        match said.map(|said| said.as_deref().map(Printable::of)) {
             [Some(expected), Some(found)] => write!(f, ": expected {expected}, found {found}")?,
             [Some(expected), None] => write!(f, ": expected {expected}")?,
             [None, Some(found)] => write!(f, ": {found}")?,
@@ -213,18 +231,38 @@ impl fmt::Display for Error {
             write!(f, ": {}", Printable::of(&io.to_string()))?;
         }
         if !self.advice().is_empty() {
-            write!(f, "; {}", Printable::of(self.advice()))?;
+            write!(f, "; {}", Printable::of(&*words(self.advice())))?;
         }
         if !repr.problems.is_empty() {
             write!(f, ": {} in all", repr.problems.len())?;
         }
         for problem in repr.problems.iter().take(SHOWN_PROBLEMS) {
-            write!(f, "\n  - {problem}")?;
+            f.write_str("\n  - ")?;
+            problem.write(f, words)?;
         }
         if repr.problems.len() > SHOWN_PROBLEMS {
             write!(f, "\n  - and {} more", repr.problems.len() - SHOWN_PROBLEMS)?;
         }
         Ok(())
+    }
+}
+
+/// An error with its advice in other words.
+struct Worded<'e, W> {
+    error: &'e Error,
+    words: W,
+}
+
+impl<'e, W: Fn(&'e str) -> Cow<'e, str>> fmt::Display for Worded<'e, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.write(f, &self.words)
+    }
+}
+
+/// For people: what comes from outside is [`Printable`], and only several problems make several lines.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, &Cow::from)
     }
 }
 
@@ -397,7 +435,7 @@ codes! {
     // The index and the folder
     NoCheckpoint "no-checkpoint" Checkpoint "no safetensors checkpoint here" "";
     AmbiguousCheckpoint "ambiguous-checkpoint" Checkpoint "more than one checkpoint here" "pass the path of the one you mean";
-    IndexMissing "index-missing" Checkpoint "shards without an index" "write one with `safeshard index --write`, or open the list of files";
+    IndexMissing "index-missing" Checkpoint "shards without an index" "write one with `write_index`, or open the list of files";
     VariantMissing "variant-missing" Checkpoint "no such variant here" "";
     IndexSyntax "index-syntax" Checkpoint "the index is not valid JSON" "fetch it again";
     IndexType "index-type" Checkpoint "the index has a value of the wrong type" "";
@@ -421,7 +459,7 @@ codes! {
     AllZero "all-zero" Checkpoint "nothing but zeros" "";
     BoolValue "bool-value" Checkpoint "elements of BOOL are neither 0 nor 1" "";
     // What a manifest of digests says
-    ManifestSyntax "manifest-syntax" Checkpoint "not a line of a manifest" "a line is a digest of 64 digits, two spaces and a name, as `sha256sum` and `safeshard digest` write it";
+    ManifestSyntax "manifest-syntax" Checkpoint "not a line of a manifest" "a line is a digest of 64 digits, two spaces and a name, as `sha256sum` writes it";
     ManifestName "manifest-name" Checkpoint "the manifest names a file outside the checkpoint's folder" "";
     DigestMissing "digest-missing" Checkpoint "the manifest names a file that is not there" "fetch the missing file";
     DigestMismatch "digest-mismatch" Checkpoint "these are not the bytes that the manifest vouches for" "fetch the file again";
@@ -465,6 +503,7 @@ codes! {
     KeyType "key-type" Unsupported "a tensor is under a key that is no name" "";
     UnselectedTensor "unselected-tensor" Checkpoint "the file holds tensors under other keys; they are not served" "";
     // The caller's request
+    SchemeNotBuiltIn "scheme-not-built-in" Usage "places with this scheme are not built in" "fetch the files and pass their path, or build with what reads such places";
     SliceRank "slice-rank" Usage "more ranges than the tensor has dimensions" "";
     SliceRange "slice-range" Usage "the range is not inside the dimension" "";
     SliceReversed "slice-reversed" Usage "the range ends before it begins" "";

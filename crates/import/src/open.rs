@@ -65,7 +65,10 @@ fn open_file(path: &Path, options: &OpenOptions, import: &ImportOptions) -> Resu
     if path.extension().is_some_and(|end| end == "safetensors") {
         return Checkpoint::open_with(path, options);
     }
-    let file = FileSource::open(path)?;
+    // What is no file may be a place with a scheme.
+    let Ok(file) = FileSource::open(path) else {
+        return Checkpoint::open_with(path, options);
+    };
     match torch::is_torch(&file).map_err(|error| error.at_path(path))? {
         true => Checkpoint::from_foreign(torch::open(file, import)?),
         false => Checkpoint::open_with(path, options),

@@ -4,10 +4,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safeshard_core::{
-    Checkpoint, Durability, Losses, Printable, Profile, ReshardOptions, ReshardReport, ShardSize,
-    Shards, SideFiles,
+    Checkpoint, Durability, Losses, OpenOptions, Printable, Profile, ReshardOptions, ReshardReport,
+    ShardSize, Shards, SideFiles, UnknownDtype,
 };
-use safeshard_import::ImportOptions;
+use safeshard_import::{ImportOptions, open_with};
 
 use crate::failure::{Failure, Result};
 use crate::output::{ODD, Output};
@@ -58,7 +58,12 @@ impl Places {
                 Printable::of(&self.to)
             )));
         }
-        Ok(session.open_as(&self.from, Profile::default(), import)?)
+        // A tensor of a dtype of tomorrow stops only what would write it.
+        let options = OpenOptions {
+            unknown_dtype: UnknownDtype::Keep,
+            ..session.open_options(Profile::default())
+        };
+        Ok(open_with(&self.from, &options, import)?)
     }
 
     pub(super) fn to(&self) -> &Path {

@@ -11,6 +11,7 @@ mod foreign;
 mod hostile;
 mod index;
 mod inspect;
+mod messages;
 mod meta;
 mod nothing_lost;
 mod output;

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use crate::checkpoint::save::ties::{Resolved, resolve};
 use crate::checkpoint::save::{SaveTensor, Ties};
-use crate::checkpoint::scattered::{MEMORY, Scattered};
+use crate::checkpoint::scattered::Scattered;
 use crate::checkpoint::{Checkpoint, CheckpointKind, ShardFile};
 use crate::error::{Code, Error, Finding, Result};
 use crate::format::header::{Header, HeaderOptions};
 use crate::format::write::{DataAlignment, NewHeader};
-use crate::io::source::ReadAt;
+use crate::io::source::{MEMORY, ReadAt};
 
 impl Checkpoint {
     /// Tensors that lie anywhere as a checkpoint: in memory, of any framework, or [`Located`](crate::Located)

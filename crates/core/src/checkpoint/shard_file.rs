@@ -6,13 +6,16 @@ use std::sync::Arc;
 use super::scattered::Scattered;
 use crate::format::header::{Header, TensorInfo};
 use crate::io::extent::Extent;
+use crate::io::folder::Folder;
 use crate::io::source::ReadAt;
 
 /// One file of a checkpoint.
 #[derive(Debug)]
 pub struct ShardFile {
     pub(super) name: String,
-    path: Option<PathBuf>,
+    /// What errors call it, where that is not its name.
+    place: Option<PathBuf>,
+    is_on_disk: bool,
     pub(super) source: Arc<dyn ReadAt>,
     pub(super) header: Header,
     /// Where the tensors lie, where that is not behind the header.
@@ -22,19 +25,24 @@ pub struct ShardFile {
 }
 
 impl ShardFile {
-    pub(super) fn new(
-        name: String,
-        path: Option<PathBuf>,
-        source: Arc<dyn ReadAt>,
-        header: Header,
-    ) -> Self {
+    pub(super) fn new(name: String, source: Arc<dyn ReadAt>, header: Header) -> Self {
         Self {
             name,
-            path,
+            place: None,
+            is_on_disk: false,
             source,
             header,
             scattered: None,
             foreign: None,
+        }
+    }
+
+    /// A file of a folder.
+    pub(super) fn in_folder(self, folder: &dyn Folder, place: PathBuf) -> Self {
+        Self {
+            place: Some(place),
+            is_on_disk: folder.local().is_some(),
+            ..self
         }
     }
 
@@ -43,14 +51,15 @@ impl ShardFile {
         let file = Arc::new(file);
         Self {
             scattered: Some(file.clone()),
-            ..Self::new(name, None, file, header)
+            ..Self::new(name, file, header)
         }
     }
 
     /// A file of another format.
     pub(super) fn foreign(self, path: PathBuf, file: Arc<dyn ReadAt>) -> Self {
         Self {
-            path: Some(path),
+            place: Some(path),
+            is_on_disk: true,
             foreign: Some(file),
             ..self
         }
@@ -61,9 +70,9 @@ impl ShardFile {
         &self.name
     }
 
-    /// Where it is, if it is a file.
+    /// Where it is, if it is a file on a disk.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.place.as_deref().filter(|_| self.is_on_disk)
     }
 
     /// Which tensors it holds, those not served included, and its metadata.
@@ -73,7 +82,7 @@ impl ShardFile {
 
     /// What errors call it.
     pub(super) fn place(&self) -> &Path {
-        self.path.as_deref().unwrap_or(Path::new(&self.name))
+        self.place.as_deref().unwrap_or(Path::new(&self.name))
     }
 
     /// The names of all its tensors, in data order, those of unknown dtype behind the others.

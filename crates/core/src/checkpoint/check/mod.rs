@@ -136,6 +136,7 @@ fn refused(error: Error, path: &Path) -> Result<Verification> {
     let unreadable = |problem: &Error| match problem.code() {
         // A shard that is a folder, or a device, is the checkpoint's fault.
         Code::NotRegularFile => problem.path() == Some(path),
+        Code::SchemeNotBuiltIn => true,
         code => code.kind() == Kind::Io,
     };
     let problems = match error.problems() {
