@@ -26,6 +26,7 @@ expected = {}
 
 
 def file(name, what, content):
+    name += ".safetensors"
     (folder / name).write_bytes(content)
     expected[name] = what
 

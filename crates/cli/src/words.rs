@@ -89,6 +89,10 @@ const WORDS: &[(&str, &str)] = &[
         "no file of weights is known to need as much",
     ),
     (
+        "raise `ImportLimits::expansion` if the file is trusted",
+        "no file of weights is known to need as much",
+    ),
+    (
         "say under which key the one you mean is",
         "take one of them out with `safeshard convert FILE OUT --key KEY`",
     ),

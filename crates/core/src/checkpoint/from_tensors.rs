@@ -13,6 +13,7 @@ use crate::checkpoint::{Checkpoint, CheckpointKind, ShardFile};
 use crate::error::{Code, Error, Finding, Result};
 use crate::format::header::{Header, HeaderOptions};
 use crate::format::write::{DataAlignment, NewHeader};
+use crate::io::folder::DiskFolder;
 use crate::io::source::{MEMORY, ReadAt};
 
 impl Checkpoint {
@@ -77,8 +78,10 @@ impl Checkpoint {
         let name = path.file_name().unwrap_or(path.as_os_str());
         let file = assembled(&name.to_string_lossy(), tensors, metadata);
         let file = file.map_err(|error| error.at_path(&path))?;
-        let file = file.foreign(path.clone(), source);
+        let (folder, _) = DiskFolder::of_file(&path);
+        let file = file.foreign(source).in_folder(&folder, path.clone());
         let mut checkpoint = Self::new(CheckpointKind::File, vec![file], None, None);
+        checkpoint.folder = Some(Arc::new(folder));
         checkpoint.path = Some(path);
         checkpoint.warnings = warnings;
         Ok(checkpoint)

@@ -56,10 +56,8 @@ impl ShardFile {
     }
 
     /// A file of another format.
-    pub(super) fn foreign(self, path: PathBuf, file: Arc<dyn ReadAt>) -> Self {
+    pub(super) fn foreign(self, file: Arc<dyn ReadAt>) -> Self {
         Self {
-            place: Some(path),
-            is_on_disk: true,
             foreign: Some(file),
             ..self
         }
