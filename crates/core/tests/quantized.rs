@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rstest::rstest;
 use safeshard_core::{
     Checkpoint, Code, ConvertOptions, Dtype, LoadOptions, ReshardOptions, Role, SaveTensor,
-    Severity, SideFiles, Support, Verification, VerifyOptions, convert, verify,
+    Severity, Shards, SideFiles, Support, Verification, VerifyOptions, convert, reshard, verify,
 };
 
 /// A tensor of zeros.
@@ -258,4 +258,65 @@ fn what_cannot_be_dequantised_is_refused_by_name() {
         (error.code(), error.tensor()),
         (Code::QuantizedWeight, Some("l.qweight"))
     );
+}
+
+#[test]
+fn a_configuration_never_says_of_floats_that_they_are_quantised() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["model.safetensors", "config.json"];
+    for name in names {
+        let from = folders()[0].join(name);
+        fs::copy(from, folder.path().join(name)).unwrap();
+    }
+    let bytes = |name: &str| fs::read(folder.path().join(name)).unwrap();
+    let before = names.map(bytes);
+    let options = ConvertOptions {
+        dequantise: Some(Bf16),
+        ..ConvertOptions::default()
+    };
+    let quantised = Checkpoint::open(folder.path()).unwrap();
+    let single = folder.path().join("other.safetensors");
+    for to in [folder.path(), &single] {
+        let error = convert(&quantised, to, &options).unwrap_err();
+        assert_eq!(error.code(), Code::QuantizedConfig, "{error}");
+    }
+    assert_eq!(names.map(bytes), before);
+    assert!(!single.exists());
+}
+
+#[test]
+fn shards_are_dequantised_as_one_file_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let quantised = Checkpoint::open(folders()[0].join("model.safetensors")).unwrap();
+    let [shards, to] = ["shards", "to"].map(|name| folder.path().join(name));
+    let options = ReshardOptions {
+        shards: Shards::Limit("1 KB".parse().unwrap()),
+        ..ReshardOptions::default()
+    };
+    assert!(
+        reshard(&quantised, &shards, &options)
+            .unwrap()
+            .saved
+            .files
+            .len()
+            > 1
+    );
+    let sharded = Checkpoint::open(shards).unwrap();
+    let options = ConvertOptions {
+        dequantise: Some(F32),
+        ..ConvertOptions::default()
+    };
+    convert(&sharded, &to, &options).unwrap();
+    let (converted, whole) = (
+        Checkpoint::open(to).unwrap(),
+        quantised.dequantised(F32).unwrap(),
+    );
+    assert!(converted.files().len() > 1);
+    assert_eq!(converted.names(), whole.names());
+    for name in whole.names() {
+        assert!(
+            converted.read(name).unwrap() == whole.read(name).unwrap(),
+            "{name}"
+        );
+    }
 }

@@ -10,6 +10,7 @@ use safeshard_core::{
     Checkpoint, Code, ConvertOptions, Dtype, DtypeRule, Error, Filter, QuantizedTensor, Rename,
     ReshardReport, convert,
 };
+use safeshard_import::{ImportOptions, PickledCode};
 
 use super::writing::{Places, warn};
 use crate::failure::{Outcome, Result};
@@ -25,7 +26,9 @@ Examples:
   safeshard convert model/ half/ --dtype BF16
   safeshard convert model/ half/ --dtype F16 --dtype-for 'norm=F32'
   safeshard convert model/ bare/ --include '^encoder\\.' --rename '^encoder\\.='
-  safeshard convert model/ hub/ --rename '\\.gamma$=.weight' --rename '\\.beta$=.bias'";
+  safeshard convert model/ hub/ --rename '\\.gamma$=.weight' --rename '\\.beta$=.bias'
+  safeshard convert pytorch_model.bin model.safetensors
+  safeshard convert checkpoint.pt model.safetensors --key ema";
 
 /// Change dtypes, rename tensors or leave some out
 ///
@@ -37,8 +40,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     places: Places,
 
-    /// What F64, F32, BF16 and F16 become, one of them; all else stays as it is, and so do the scales of
-    /// quantised weights, which are refused
+    /// What F64, F32, BF16 and F16 become, one of them; all else stays as it is. Quantised weights are refused
     #[arg(long, value_name = "DTYPE", value_parser = wide_float)]
     dtype: Option<Dtype>,
 
@@ -63,10 +65,18 @@ pub(crate) struct Args {
     /// Replace what matches in names, one after the other; `${1}` is what the first group matched
     #[arg(long, value_name = "FROM=TO", value_parser = renaming)]
     rename: Vec<(Regex, String)>,
+
+    /// Of a file of torch, take what is under this key: `model`, `ema.encoder`, `.` for everything
+    #[arg(long, value_name = "PATH")]
+    key: Option<String>,
+
+    /// Take the weights out of a pickle that would run code if Python loaded it; nothing is ever run
+    #[arg(long)]
+    allow_code: bool,
 }
 
 pub(super) fn run(args: &Args, session: &Session) -> Result {
-    let checkpoint = args.places.open(session)?;
+    let checkpoint = args.places.open(session, &import(args))?;
     check_quantized(args, &checkpoint)?;
     warn_of_idle_patterns(args, &checkpoint);
     let bar = Places::bar(session);
@@ -82,6 +92,17 @@ pub(super) fn run(args: &Args, session: &Session) -> Result {
     args.places
         .say(&report, session, |out| changes(&report, out))?;
     Ok(Outcome::Fine)
+}
+
+fn import(args: &Args) -> ImportOptions {
+    ImportOptions {
+        key: args.key.clone(),
+        code: match args.allow_code {
+            true => PickledCode::Ignore,
+            false => PickledCode::Refuse,
+        },
+        ..ImportOptions::default()
+    }
 }
 
 fn dtype_rule(args: &Args) -> DtypeRule {

@@ -80,7 +80,7 @@ impl<'c> Inspection<'c> {
         let totals = view.totals();
         let files = checkpoint.files().iter().map(|file| File {
             name: file.name(),
-            bytes: file.header().file_len(),
+            bytes: file.on_disk().len(),
             header_bytes: file.header().header_len(),
             tensors: file.header().len(),
             metadata: file,

@@ -93,7 +93,7 @@ pub fn reshard(
 ///
 /// # Errors
 /// As [`reshard`]; all tensors that cannot become what was asked for, in one error:
-/// `unsupported-cast`, `quantized-weight`, `name-collision`; `nothing-left`; `cast-value`.
+/// `unsupported-cast`, `quantized-weight`, `name-collision`; `quantized-config`; `nothing-left`; `cast-value`.
 ///
 /// ```
 /// use safeshard_core::{Checkpoint, ConvertOptions, Dtype, convert};
@@ -122,6 +122,9 @@ pub fn convert(
         dtype: options.dtype.clone(),
         ..LoadOptions::default()
     };
+    if options.dequantise.is_some() {
+        check_config(checkpoint, to)?;
+    }
     let mut choice = Choice::new(checkpoint, &load, options.dequantise)?;
     if choice.is_empty() && checkpoint.tensors().next().is_some() {
         return Err(Error::new(Code::NothingLeft));
@@ -181,6 +184,18 @@ fn rights(checkpoint: &Checkpoint) -> Result<Rights> {
         let more = Rights::at(path)?.without_notes().of_a_copy();
         Ok(rights.and(more))
     })
+}
+
+/// Checks that no configuration will say of weights that they are quantised when they are not any more: what
+/// lies in the checkpoint's own folder stays as it is.
+fn check_config(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
+    let says_so = checkpoint.quantization().method.is_some();
+    match checkpoint.folder() {
+        Some(folder) if says_so && is_same(folder, &folder_of(to)) => {
+            Err(Error::new(Code::QuantizedConfig).at_path(folder.join("config.json")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks that a single file will not be taken for one of two checkpoints of the same name.
