@@ -7,6 +7,12 @@ pub use safeshard_core::*;
 #[cfg(feature = "candle")]
 pub use safeshard_candle as candle;
 
+/// Files of other formats as checkpoints, with nothing executed.
+#[cfg(feature = "import")]
+pub use safeshard_import as import;
+#[cfg(feature = "import")]
+pub use safeshard_import::open;
+
 /// Checkpoints as ndarray views and arrays.
 #[cfg(feature = "ndarray")]
 pub use safeshard_ndarray as ndarray;

@@ -14,12 +14,14 @@ use crate::{Result, Tree, step};
 const STAMP: &str = "made-from.stamp";
 
 /// Each script takes the folder that it writes; the second column is that folder's name.
-const GENERATORS: [(&str, &str); 5] = [
+const GENERATORS: [(&str, &str); 7] = [
     ("make_fixtures.py", "interop"),
     ("make_minilm.py", "all-minilm-l6-v2"),
     ("make_bert_family.py", "bert-family"),
     ("cast_oracle.py", "casts"),
     ("save_oracle.py", "save"),
+    ("quantized_oracle.py", "quantized"),
+    ("make_torch.py", "torch"),
 ];
 
 /// Makes the virtual environment unless it is there; returns its Python.

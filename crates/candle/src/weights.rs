@@ -233,7 +233,12 @@ impl Weights {
                 let rule = options.dtype.as_ref();
                 rule.and_then(|rule| rule(tensor.name, tensor.dtype))
             }
-            Want::Floats(_) if !tensor.dtype.is_float() => None,
+            // A quantised weight stands for floats, whatever it is stored in.
+            Want::Floats(_)
+                if !tensor.dtype.is_float() && !checkpoint.is_quantized(tensor.name) =>
+            {
+                None
+            }
             Want::Exactly(dtype) | Want::Floats(dtype) => {
                 let unknown = || Error::new(Code::UnsupportedDtype).found(dtype.as_str());
                 Some(from_candle(dtype).ok_or_else(unknown)?)

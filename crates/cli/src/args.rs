@@ -3,10 +3,10 @@
 use std::env;
 use std::num::NonZeroUsize;
 
-use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
+use clap::builder::{PossibleValue, Styles};
 use clap::{Args, CommandFactory, Parser, ValueEnum};
-use safeshard_core::Printable;
+use safeshard_core::{Error, Printable, ShardSize};
 
 use crate::commands::Command;
 
@@ -84,6 +84,50 @@ pub(crate) struct Common {
     /// How to read files: `mmap` only where nobody writes to them meanwhile
     #[arg(long, global = true, value_enum, default_value = "pread")]
     pub(crate) io: IoArg,
+
+    /// Read what is larger than usual, if it is trusted: at most so many bytes of `header` or `index`, of a
+    /// `name`, of `metadata` or of `ignored` fields; so many `tensors`, `shards`, or dimensions (`rank`)
+    #[arg(long = "limit", global = true, value_name = "WHAT=N", value_parser = limit)]
+    pub(crate) limits: Vec<(LimitArg, u64)>,
+
+    /// Where a folder has an index and a single file that it does not name: which of them
+    #[arg(long, global = true, value_enum)]
+    pub(crate) prefer: Option<PreferArg>,
+}
+
+/// What is bounded when a checkpoint is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LimitArg {
+    Header,
+    Index,
+    Tensors,
+    Shards,
+    Name,
+    Rank,
+    Metadata,
+    Ignored,
+}
+
+/// Which of two checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PreferArg {
+    /// The index, with its shards
+    Index,
+    /// The single file
+    Single,
+}
+
+/// A bound: what of, and how many, with a unit of bytes where that is easier to say.
+fn limit(text: &str) -> Result<(LimitArg, u64), String> {
+    let (what, many) = text.split_once('=').ok_or("write it as WHAT=N")?;
+    let what = LimitArg::from_str(what, true).map_err(|_| {
+        let known = LimitArg::value_variants().iter();
+        let known: Vec<_> = known.filter_map(ValueEnum::to_possible_value).collect();
+        let known: Vec<_> = known.iter().map(PossibleValue::get_name).collect();
+        format!("no such limit; there are {}", known.join(", "))
+    })?;
+    let many: ShardSize = many.parse().map_err(|error: Error| error.to_string())?;
+    Ok((what, many.bytes()))
 }
 
 /// How files are read.

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use safeshard_core::{Code, Kind};
 
 use crate::output::{HEADING, Output};
+use crate::words;
 
 /// Writes what a code means, why it matters and what to do.
 pub(crate) fn write(out: &mut Output, code: Code) -> io::Result<()> {
@@ -21,7 +22,7 @@ pub(crate) fn write(out: &mut Output, code: Code) -> io::Result<()> {
     }
     writeln!(out, "\n{}", fault(code.kind()))?;
     if !code.advice().is_empty() {
-        writeln!(out, "What to do: {}.", code.advice())?;
+        writeln!(out, "What to do: {}.", words::of(code.advice()))?;
     }
     Ok(())
 }
@@ -136,6 +137,14 @@ fn why(code: Code) -> &'static str {
              edited by hand, are the usual reasons."
         }
         Code::IndexMetadata | Code::IndexExtraKey => "Readers get along with it.",
+        Code::QuantizedIncomplete => {
+            "Numbers of a few bits mean nothing without the scales that they are multiplied by, and \
+             readers that do not look for these take the numbers for the weight."
+        }
+        Code::QuantizedShape => {
+            "Which scale belongs to which part of a weight follows from the two shapes. Where they do \
+             not fit, one of the two is of another model."
+        }
         Code::Nan | Code::Infinity => {
             "Training that diverged, or a cast to a dtype with a smaller range, leaves such numbers, \
              and one of them can spoil every output of a model. `offset` is the first one's place in \
@@ -168,6 +177,58 @@ fn why(code: Code) -> &'static str {
         Code::BrokenJournal => {
             "While a checkpoint is saved, a hidden file says how far it came, so that readers and the \
              next save know which of two checkpoints counts."
+        }
+        Code::NotWeights => {
+            "Python keeps anything in a pickle: this one has no tensors, at least not as torch keeps \
+             them."
+        }
+        Code::ZipDirectory | Code::ZipEntry | Code::ZipDuplicate | Code::ZipOverlap => {
+            "Since 1.6, torch keeps its files as zip archives. Of an archive that says two things, one \
+             program reads the one and another the other: a scanner sees no harm where there is some."
+        }
+        Code::ZipChecksum => {
+            "A single bit that changed on the way makes other weights. torch itself does not look."
+        }
+        Code::PickleTruncated
+        | Code::PickleOpcode
+        | Code::PickleProtocol
+        | Code::PickleStack
+        | Code::PickleMemo
+        | Code::PickleText
+        | Code::PickleNumber
+        | Code::PickleType
+        | Code::PicklePersistent => {
+            "A pickle is a program for a small machine. torch does not write this one, and what other \
+             readers make of it may differ."
+        }
+        Code::PickleCode => {
+            "A pickle can name any callable of Python, to be called when it is loaded. This one names \
+             one that no file of weights needs. Reading it here calls nothing."
+        }
+        Code::PickleObject => {
+            "Objects of other classes than those of tensors and dicts are not made here. Whatever \
+             tensors they hold in ways of their own are not served."
+        }
+        Code::TorchRoot
+        | Code::TorchByteorder
+        | Code::TorchVersion
+        | Code::TorchArguments
+        | Code::StorageDtype => "torch writes no such file, and reads none.",
+        Code::TorchscriptAttributes => {
+            "Which attributes of a TorchScript module are parameters stands in its code only, which is \
+             not run."
+        }
+        Code::StorageMissing | Code::StorageSize | Code::StorageRange | Code::StorageDuplicate => {
+            "Tensors are views of storages. One that reaches beyond its storage would read what \
+             belongs to something else."
+        }
+        Code::AmbiguousKey => {
+            "A file of torch can hold a model, its average over time, an optimiser: which of them is \
+             meant is for you to say."
+        }
+        Code::UnselectedTensor => {
+            "What is under a key such as `model` or `state_dict` was taken for the weights, and the \
+             rest, such as an optimiser, left."
         }
         Code::FileChanged => "What was read before and after the change may not fit together.",
         Code::NotRegularFile => "A FIFO, a device or a socket would block, or never end.",

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use safeshard_core::{Code, Error, Printable};
 
-use crate::interrupt;
 use crate::output::{BAD, Output};
+use crate::{interrupt, words};
 
 /// A command's result.
 pub(crate) type Result<T = Outcome, E = Failure> = std::result::Result<T, E>;
@@ -34,11 +34,7 @@ pub(crate) enum Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        // In the words of the command line.
-        Self::Core(match error.code() {
-            Code::WouldBeLost => error.help("move them first, or pass --accept-loss to lose them"),
-            _ => error,
-        })
+        Self::Core(error)
     }
 }
 
@@ -52,7 +48,7 @@ impl From<io::Error> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Core(error) => error.fmt(f),
+            Self::Core(error) => words::message(error).fmt(f),
             Self::Output(error) => write!(f, "standard output: {error}"),
             Self::Usage(why) => Printable::of(why).fmt(f),
         }

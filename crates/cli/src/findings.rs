@@ -7,6 +7,7 @@ use safeshard_core::{Finding, Severity};
 use serde::Serialize;
 
 use crate::output::{BAD, ODD, Output};
+use crate::words;
 
 /// A finding as the JSON of `inspect` and `verify` has it.
 #[derive(Debug, Serialize)]
@@ -29,7 +30,7 @@ impl<'f> JsonFinding<'f> {
             file: problem.path().map(|file| name_of(file, path)),
             tensor: problem.tensor(),
             offset: problem.offset(),
-            message: problem.to_string(),
+            message: words::message(problem).to_string(),
         }
     }
 }
@@ -45,7 +46,7 @@ pub(crate) fn write(out: &mut Output, finding: &Finding) -> io::Result<()> {
         "{style}{}[{}]{style:#}: {}",
         severity(finding.severity),
         finding.problem.code().as_str(),
-        finding.problem
+        words::message(&finding.problem)
     )
 }
 

@@ -11,6 +11,7 @@ mod progress;
 mod session;
 mod table;
 mod text;
+mod words;
 
 use std::process::ExitCode;
 

@@ -1,10 +1,14 @@
 //! What holds for one run of a command.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 
-use safeshard_core::{Cancel, Io, OpenOptions, Profile, ReadOptions};
+use safeshard_core::{
+    Cancel, Checkpoint, Io, Limits, OpenOptions, Prefer, Profile, ReadOptions, Result,
+};
+use safeshard_import::{ImportOptions, open_with};
 
-use crate::args::{Common, IoArg};
+use crate::args::{Common, IoArg, LimitArg, PreferArg};
 use crate::interrupt::cancel_on_signal;
 use crate::progress::{Bar, Show};
 
@@ -33,9 +37,38 @@ impl Session {
     pub(crate) fn open_options(&self, profile: Profile) -> OpenOptions {
         OpenOptions {
             io: self.io(),
+            limits: self.limits(),
+            prefer: match self.common.prefer {
+                None => Prefer::default(),
+                Some(PreferArg::Index) => Prefer::Index,
+                Some(PreferArg::Single) => Prefer::Single,
+            },
             profile,
             ..OpenOptions::default()
         }
+    }
+
+    /// Opens what is at a path, whatever its format.
+    pub(crate) fn open(&self, path: &Path) -> Result<Checkpoint> {
+        let options = self.open_options(Profile::default());
+        open_with(path, &options, &ImportOptions::default())
+    }
+
+    fn limits(&self) -> Limits {
+        let mut limits = Limits::default();
+        for &(what, many) in &self.common.limits {
+            *match what {
+                LimitArg::Header => &mut limits.header_bytes,
+                LimitArg::Index => &mut limits.index_bytes,
+                LimitArg::Tensors => &mut limits.tensors,
+                LimitArg::Shards => &mut limits.shards,
+                LimitArg::Name => &mut limits.name_bytes,
+                LimitArg::Rank => &mut limits.rank,
+                LimitArg::Metadata => &mut limits.metadata_bytes,
+                LimitArg::Ignored => &mut limits.ignored_bytes,
+            } = many;
+        }
+        limits
     }
 
     /// A bar, unless nobody wants to see it.

@@ -2,11 +2,13 @@
 //! `contract`). A check panics with what is wrong.
 //!
 //! ```
-//! use safeshard_core::{MemorySource, contract};
+//! use safeshard_core::{MemoryFolder, MemorySource, contract};
 //!
 //! let bytes: Vec<u8> = (0..100).collect();
 //! contract::check_source(&MemorySource::new(bytes.clone()), &bytes);
 //! contract::check_data(&bytes, &bytes);
+//! let folder = MemoryFolder::from_iter([("a", bytes.clone())]);
+//! contract::check_folder(&folder, &[("a", &bytes)]);
 //! ```
 
 use std::mem::MaybeUninit;
@@ -16,6 +18,7 @@ use std::thread;
 use crate::error::{Code, Error, Result};
 use crate::io::buffer::Destination;
 use crate::io::data::TensorData;
+use crate::io::folder::Folder;
 use crate::io::source::ReadAt;
 
 /// Threads that ask for the same bytes at once.
@@ -65,6 +68,77 @@ pub fn check_source(source: &dyn ReadAt, bytes: &[u8]) {
         "{access:?}"
     );
     source.check_unchanged().expect("`check_unchanged`");
+}
+
+/// That a folder has these files, by name, `/` between folders; that it opens them, also for several threads
+/// at once, and nothing else; and that it knows their versions again.
+///
+/// # Panics
+/// Where it does not.
+pub fn check_folder(folder: &dyn Folder, files: &[(&str, &[u8])]) {
+    let mut names = folder.names().expect("`names`");
+    names.sort_unstable();
+    assert!(
+        names.windows(2).all(|pair| pair[0] != pair[1]),
+        "a name twice: {names:?}"
+    );
+    let nested = names.iter().find(|name| name.contains('/'));
+    assert_eq!(nested, None, "a name of what is in a folder below");
+    for (name, _) in files.iter().filter(|(name, _)| !name.contains('/')) {
+        assert!(names.iter().any(|it| it == name), "{name} is not listed");
+    }
+    at_once(|| {
+        for (name, bytes) in files {
+            let opened = folder.open(name);
+            let opened = opened.unwrap_or_else(|error| panic!("opening {name}: {error}"));
+            check_source(&*opened, bytes);
+            let now = folder.version(name);
+            let now = now.unwrap_or_else(|error| panic!("the version of {name}: {error}"));
+            if let (Some(opened), Some(now)) = (opened.version(), now) {
+                let is_same = opened.is_same(&now) && now.is_same(&opened);
+                assert!(is_same, "{name} is of version {now:?}, not {opened:?}");
+            }
+        }
+    });
+    folder
+        .version("")
+        .expect("the version of the list of names");
+    for (name, _) in files {
+        for elsewhere in [
+            String::new(),
+            "..".to_owned(),
+            format!("absent/{name}"),
+            format!("{name}.absent"),
+            format!("{name}/absent"),
+            format!("{name}\0"),
+            format!("../{name}"),
+            format!("absent/../{name}"),
+            format!("/{name}"),
+        ] {
+            let code = folder.open(&elsewhere).err().map(|error| error.code());
+            assert_eq!(code, Some(Code::NotFound), "opening {elsewhere:?}");
+        }
+        let place = folder.place(name);
+        assert!(!place.as_os_str().is_empty(), "`place` of {name}");
+        assert_ne!(place, folder.place(""), "`place` of {name}");
+    }
+}
+
+/// That a folder notices when other bytes get the name of a file, as `change` gives them to it, or none.
+///
+/// # Panics
+/// Where it does not.
+pub fn check_folder_changes(folder: &dyn Folder, name: &str, change: impl FnOnce()) {
+    let opened = folder.open(name).expect("opening it");
+    let opened = opened.version().expect("it has no version");
+    change();
+    match folder.version(name) {
+        Ok(now) => {
+            let now = now.expect("it has no version any more");
+            assert!(!opened.is_same(&now), "still of version {now:?}");
+        }
+        Err(error) => assert_eq!(error.code(), Code::NotFound, "{error}"),
+    }
 }
 
 /// That the data of a tensor are exactly these bytes, whatever range is asked for, also by several threads at

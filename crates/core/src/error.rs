@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::Printable;
 
@@ -23,8 +24,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// assert_eq!(error.kind(), Kind::Format);
 /// assert!(error.to_string().contains("zip"));
 /// ```
+#[derive(Clone)]
 pub struct Error(Box<Repr>);
 
+#[derive(Clone)]
 struct Repr {
     code: Code,
     path: Option<PathBuf>,
@@ -33,7 +36,7 @@ struct Repr {
     expected: Option<String>,
     found: Option<String>,
     help: Option<Cow<'static, str>>,
-    io: Option<io::Error>,
+    io: Option<Arc<io::Error>>,
     problems: Vec<Error>,
 }
 
@@ -56,7 +59,7 @@ impl Error {
     /// A failed call to the operating system.
     pub fn io(code: Code, source: io::Error) -> Self {
         let mut error = Self::new(code);
-        error.0.io = Some(source);
+        error.0.io = Some(Arc::new(source));
         error
     }
 
@@ -161,7 +164,7 @@ impl Error {
 
     /// The operating system's error behind this one.
     pub fn io_error(&self) -> Option<&io::Error> {
-        self.0.io.as_ref()
+        self.0.io.as_deref()
     }
 
     /// What to do, in words; may be empty.
@@ -186,11 +189,29 @@ impl Error {
     pub fn problems(&self) -> &[Self] {
         &self.0.problems
     }
-}
 
-/// For people: what comes from outside is [`Printable`], and only several problems make several lines.
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// The message with its [advice](Error::advice), and that of each of its problems, in other words: for
+    /// programs whose users do not write Rust.
+    ///
+    /// ```
+    /// use safeshard_core::{Code, Error};
+    ///
+    /// let error = Error::new(Code::LimitRank).found(65);
+    /// let message = error.worded(|advice| advice.replace("`Limits::rank`", "--limit rank").into());
+    /// assert!(message.to_string().ends_with("raise --limit rank if the file is trusted"));
+    /// ```
+    pub fn worded<'e>(
+        &'e self,
+        words: impl Fn(&'e str) -> Cow<'e, str> + 'e,
+    ) -> impl fmt::Display + 'e {
+        Worded { error: self, words }
+    }
+
+    fn write<'e>(
+        &'e self,
+        f: &mut fmt::Formatter<'_>,
+        words: &dyn Fn(&'e str) -> Cow<'e, str>,
+    ) -> fmt::Result {
         let repr = &*self.0;
         if let Some(path) = &repr.path {
             write!(f, "{}: ", Printable::of(path))?;
@@ -202,8 +223,8 @@ impl fmt::Display for Error {
             (None, None) => {}
         }
         f.write_str(repr.code.title())?;
-        let words = [&repr.expected, &repr.found];
-        match words.map(|words| words.as_deref().map(Printable::of)) {
+        let said = [&repr.expected, &repr.found];
+        match said.map(|said| said.as_deref().map(Printable::of)) {
             [Some(expected), Some(found)] => write!(f, ": expected {expected}, found {found}")?,
             [Some(expected), None] => write!(f, ": expected {expected}")?,
             [None, Some(found)] => write!(f, ": {found}")?,
@@ -213,18 +234,38 @@ impl fmt::Display for Error {
             write!(f, ": {}", Printable::of(&io.to_string()))?;
         }
         if !self.advice().is_empty() {
-            write!(f, "; {}", Printable::of(self.advice()))?;
+            write!(f, "; {}", Printable::of(&*words(self.advice())))?;
         }
         if !repr.problems.is_empty() {
             write!(f, ": {} in all", repr.problems.len())?;
         }
         for problem in repr.problems.iter().take(SHOWN_PROBLEMS) {
-            write!(f, "\n  - {problem}")?;
+            f.write_str("\n  - ")?;
+            problem.write(f, words)?;
         }
         if repr.problems.len() > SHOWN_PROBLEMS {
             write!(f, "\n  - and {} more", repr.problems.len() - SHOWN_PROBLEMS)?;
         }
         Ok(())
+    }
+}
+
+/// An error with its advice in other words.
+struct Worded<'e, W> {
+    error: &'e Error,
+    words: W,
+}
+
+impl<'e, W: Fn(&'e str) -> Cow<'e, str>> fmt::Display for Worded<'e, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.write(f, &self.words)
+    }
+}
+
+/// For people: what comes from outside is [`Printable`], and only several problems make several lines.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, &Cow::from)
     }
 }
 
@@ -276,7 +317,7 @@ pub enum Severity {
 }
 
 /// Something noticed about a checkpoint, with the same codes as errors.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Finding {
     /// How much it matters.
@@ -397,7 +438,7 @@ codes! {
     // The index and the folder
     NoCheckpoint "no-checkpoint" Checkpoint "no safetensors checkpoint here" "";
     AmbiguousCheckpoint "ambiguous-checkpoint" Checkpoint "more than one checkpoint here" "pass the path of the one you mean";
-    IndexMissing "index-missing" Checkpoint "shards without an index" "write one with `safeshard index --write`, or open the list of files";
+    IndexMissing "index-missing" Checkpoint "shards without an index" "write one with `write_index`, or open the list of files";
     VariantMissing "variant-missing" Checkpoint "no such variant here" "";
     IndexSyntax "index-syntax" Checkpoint "the index is not valid JSON" "fetch it again";
     IndexType "index-type" Checkpoint "the index has a value of the wrong type" "";
@@ -415,18 +456,59 @@ codes! {
     TotalSize "total-size" Checkpoint "`metadata.total_size` is not the size of the tensors" "";
     IndexMetadata "index-metadata" Checkpoint "the index's `metadata` is absent or not an object" "";
     IndexExtraKey "index-extra-key" Checkpoint "the index has a key that is not `metadata` or `weight_map`" "";
+    QuantizedIncomplete "quantized-incomplete" Checkpoint "a quantised weight lacks what it is read with" "fetch the checkpoint again, or take the file that has it";
+    QuantizedShape "quantized-shape" Checkpoint "a quantised weight and its scales do not fit together" "";
     // What the bytes of tensors say
     Nan "nan" Checkpoint "elements are not a number" "whatever is computed with them is not a number either";
     Infinity "infinity" Checkpoint "elements are infinite" "";
     AllZero "all-zero" Checkpoint "nothing but zeros" "";
     BoolValue "bool-value" Checkpoint "elements of BOOL are neither 0 nor 1" "";
     // What a manifest of digests says
-    ManifestSyntax "manifest-syntax" Checkpoint "not a line of a manifest" "a line is a digest of 64 digits, two spaces and a name, as `sha256sum` and `safeshard digest` write it";
+    ManifestSyntax "manifest-syntax" Checkpoint "not a line of a manifest" "a line is a digest of 64 digits, two spaces and a name, as `sha256sum` writes it";
     ManifestName "manifest-name" Checkpoint "the manifest names a file outside the checkpoint's folder" "";
     DigestMissing "digest-missing" Checkpoint "the manifest names a file that is not there" "fetch the missing file";
     DigestMismatch "digest-mismatch" Checkpoint "these are not the bytes that the manifest vouches for" "fetch the file again";
     DigestUnlisted "digest-unlisted" Checkpoint "the manifest does not vouch for it" "";
+    // Files of other formats: zip archives, pickles, and what torch keeps in them
+    NotWeights "not-weights" Format "this is no file of weights that can be read here" "";
+    ZipDirectory "zip-directory" Format "the directory of the zip archive is broken" "the file was cut off or changed: fetch it again";
+    ZipEntry "zip-entry" Format "the zip archive says two things of one entry" "fetch the file again";
+    ZipDuplicate "zip-duplicate" Format "the zip archive has an entry twice" "readers disagree on which one counts: write the file again";
+    ZipOverlap "zip-overlap" Format "entries of the zip archive overlap" "";
+    ZipMethod "zip-method" Unsupported "an entry of the zip archive is compressed" "pack it again without compression, as torch does";
+    ZipEncrypted "zip-encrypted" Unsupported "an entry of the zip archive is encrypted" "";
+    ZipChecksum "zip-checksum" Format "these are not the bytes that the zip archive vouches for" "fetch the file again";
+    PickleTruncated "pickle-truncated" Format "the pickle ends before it is complete" "the file was cut off: fetch it again";
+    PickleOpcode "pickle-opcode" Format "the pickle has an instruction that no file of weights needs" "";
+    PickleProtocol "pickle-protocol" Format "the pickle has an unknown protocol" "";
+    PickleStack "pickle-stack" Format "the pickle takes from its stack what is not there" "";
+    PickleMemo "pickle-memo" Format "the pickle refers to what it has not named" "";
+    PickleText "pickle-text" Format "the pickle has text that is none" "";
+    PickleNumber "pickle-number" Format "the pickle has a number that is none" "";
+    PickleType "pickle-type" Format "the pickle does to a value what cannot be done to it" "";
+    PicklePersistent "pickle-persistent" Format "the pickle refers to something that is no storage" "";
+    PickleCode "pickle-code" Format "loaded by Python, this pickle would run code; nothing was run" "get the file from somebody you trust; or read its weights with `PickledCode::Ignore`, which runs nothing either";
+    PickleObject "pickle-object" Checkpoint "the pickle holds objects that were not made" "";
+    LimitPickle "limit-pickle" Limit "the pickle is larger than the limit" "raise `ImportLimits` if the file is trusted";
+    LimitExpansion "limit-expansion" Limit "tensors are larger than the bytes that they are views of" "raise `ImportLimits::expansion` if the file is trusted";
+    TorchRoot "torch-root" Format "the archive must have one `data.pkl`" "";
+    TorchByteorder "torch-byteorder" Format "unknown byte order" "";
+    TorchVersion "torch-version" Format "unknown version of torch's files" "";
+    TorchArguments "torch-arguments" Format "a tensor is described by arguments that make no sense" "";
+    TorchDtype "torch-dtype" Unsupported "safetensors has no such dtype" "";
+    TorchTensorKind "torch-tensor-kind" Unsupported "only dense tensors can be read" "";
+    TorchscriptAttributes "torchscript-attributes" Checkpoint "a TorchScript module does not say which of its tensors are parameters: all are served" "";
+    StorageMissing "storage-missing" Format "the bytes of a storage are absent" "";
+    StorageSize "storage-size" Format "a storage is larger or smaller than declared" "";
+    StorageRange "storage-range" Format "a tensor reaches beyond its storage" "";
+    StorageDtype "storage-dtype" Format "a storage is declared in two ways" "";
+    StorageDuplicate "storage-duplicate" Format "a storage is there twice" "";
+    KeyMissing "key-missing" Usage "nothing with tensors is under this key" "";
+    AmbiguousKey "ambiguous-key" Checkpoint "the file holds several sets of tensors" "say under which key the one you mean is";
+    KeyType "key-type" Unsupported "a tensor is under a key that is no name" "";
+    UnselectedTensor "unselected-tensor" Checkpoint "the file holds tensors under other keys; they are not served" "";
     // The caller's request
+    SchemeNotBuiltIn "scheme-not-built-in" Usage "places with this scheme are not built in" "fetch the files and pass their path, or build with what reads such places";
     SliceRank "slice-rank" Usage "more ranges than the tensor has dimensions" "";
     SliceRange "slice-range" Usage "the range is not inside the dimension" "";
     SliceReversed "slice-reversed" Usage "the range ends before it begins" "";
@@ -455,6 +537,9 @@ codes! {
     TensorLong "tensor-long" Usage "the data are more bytes than dtype and shape say" "";
     // What a framework or a cast cannot do
     UnsupportedDtype "unsupported-dtype" Unsupported "the framework has no such dtype" "";
+    QuantizedWeight "quantized-weight" Unsupported "the weight is quantised: its numbers mean nothing without their scales" "";
+    QuantizedConfig "quantized-config" Usage "the configuration beside the checkpoint would still say that its weights are quantised" "write into another folder";
+    QuantizedCompanion "quantized-companion" Unsupported "scales, zero points and tables of a quantised weight keep their dtype" "";
     UnsupportedCast "unsupported-cast" Unsupported "this cast is not offered" "";
     CastValue "cast-value" Unsupported "a value does not fit the target dtype" "";
     ShapeMismatch "shape-mismatch" Usage "the tensor has another shape than asked for" "";
@@ -462,6 +547,7 @@ codes! {
     RankMismatch "rank-mismatch" Usage "the tensor has another number of dimensions than asked for" "";
     Misaligned "misaligned" Unsupported "the tensor does not lie where its elements can be used in place" "read it instead; files that this library saves are aligned";
     NotInMemory "not-in-memory" Usage "the tensor does not lie in memory" "read it, or open the checkpoint with `Io::mmap` or from bytes";
+    EmptyName "empty-name" Usage "nothing would be left of the name" "change the rename rule";
     NameCollision "name-collision" Usage "two tensors would get the same name" "change the rename rule";
     Framework "framework" Unsupported "the framework refused" "";
 }

@@ -4,6 +4,8 @@
 //! - [`Header`] and [`Prefix`] parse a header from bytes alone, whole or in two steps.
 //! - [`Slice`] turns part of a tensor into runs of bytes.
 //! - [`ReadAt`] is a source of bytes: [`FileSource`], [`MemorySource`], [`MappedSource`], or yours.
+//! - [`Folder`] is where files have names: [`DiskFolder`], [`MemoryFolder`], or yours; [`Resolve`] finds the
+//!   one that a place such as `hf://org/name` stands for.
 //! - [`Checkpoint::plan`] and [`Checkpoint::fill`] are what adapters build on: a plan of what to
 //!   load, and an engine that reads it into destinations of the adapter's.
 //!
@@ -41,14 +43,15 @@ pub use checkpoint::{
     Algorithm, Digest, DigestOf, DigestOptions, Manifest, ManifestEntry, verify_digests,
 };
 pub use checkpoint::{
-    CastRecord, Change, Changed, Checkpoint, CheckpointKind, ConvertOptions, Dialect, DiffOptions,
-    Difference, DtypeChange, DtypeRule, Fill, Filter, Index, IndexOutcome, IndexReport,
-    IntoCheckpoint, Io, LoadOptions, LoadReport, Losses, MetadataChange, MetadataLeft,
-    MetadataWrite, Mismatch, NotRecovered, OpenOptions, PartRule, Plan, Planned, Prefer, Rename,
-    ReshardOptions, ReshardReport, SaveOptions, SaveReport, SaveTensor, SavedFile, ShardFile,
-    ShardSize, Sharding, Shards, SideFiles, Support, Ties, Tolerance, Totals, Unsupported,
-    Verification, VerifyLevel, VerifyOptions, change_metadata, convert, diff, natural_order,
-    reshard, save, verify, write_index, write_to,
+    CastRecord, Change, Changed, Checkpoint, CheckpointKind, Companion, ConvertOptions, Dialect,
+    DiffOptions, Difference, DtypeChange, DtypeRule, Fill, Filter, ForeignFile, Index,
+    IndexOutcome, IndexReport, IntoCheckpoint, Io, LoadOptions, LoadReport, Losses, MetadataChange,
+    MetadataLeft, MetadataWrite, Mismatch, NotRecovered, OpenOptions, PartRule, Plan, Planned,
+    Prefer, Quantization, QuantizedTensor, Rename, ReshardOptions, ReshardReport, Role,
+    SaveOptions, SaveReport, SaveTensor, SavedFile, Scheme, ShardFile, ShardSize, Sharding, Shards,
+    SideFiles, Support, Ties, Tolerance, Totals, Unsupported, Verification, VerifyLevel,
+    VerifyOptions, change_metadata, change_shard_metadata, convert, diff, natural_order, reshard,
+    save, verify, verify_opened, write_index, write_to,
 };
 pub use error::{Code, Error, Finding, Kind, Result, Severity};
 pub use format::dtype::Dtype;
@@ -64,11 +67,13 @@ pub use io::data::{Located, TensorData, WriteBytes};
 pub use io::durability::Durability;
 pub use io::engine::ReadOptions;
 pub use io::extent::Extent;
+pub use io::folder::{DiskFolder, Folder, MemoryFolder, Place, Resolve};
 pub use io::gather::gather;
 pub use io::mmap::{MappedSource, PrivateMap};
 pub use io::source::{FileSource, MemorySource, ReadAt};
 #[doc(hidden)]
 pub use io::technique::Technique;
+pub use io::version::Version;
 pub use io::workers::{Cancel, Progress};
 pub use limits::Limits;
 pub use printable::Printable;

@@ -245,7 +245,7 @@ fn only_the_shards_of_the_named_tensors_are_opened() {
     let folder = healthy();
     // What is not opened may be anything.
     folder.write(SECOND, b"not a shard");
-    refused(folder.open(), Code::HeaderTooLarge);
+    refused(folder.open(), Code::NotSafetensors);
     let checkpoint = folder.open_with(&only(&["b"])).unwrap();
     assert_eq!(checkpoint.names(), ["b"]);
     assert_eq!(checkpoint.read("b").unwrap(), [3]);
@@ -253,7 +253,7 @@ fn only_the_shards_of_the_named_tensors_are_opened() {
     // Whether an index names `a` once was not looked at.
     refused(checkpoint.read("a"), Code::TensorMissing);
     refused(checkpoint.read("c"), Code::TensorMissing);
-    refused(folder.open_with(&only(&["b", "c"])), Code::HeaderTooLarge);
+    refused(folder.open_with(&only(&["b", "c"])), Code::NotSafetensors);
 }
 
 #[test]

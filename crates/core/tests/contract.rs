@@ -3,16 +3,22 @@
 
 mod support;
 
+use std::fs;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::panic::catch_unwind;
+use std::os::unix::fs::symlink;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rstest::rstest;
-use safeshard_core::contract::{check_data, check_destination, check_source};
+use safeshard_core::contract::{
+    check_data, check_destination, check_folder, check_folder_changes, check_source,
+};
 use safeshard_core::{
-    Checkpoint, Code, Dtype, Error, FileSource, Located, MappedSource, MemorySource, ReadAt,
-    Result, SaveOptions, SaveTensor, TensorData, TypedBuffer, WriteBytes, write_to,
+    Checkpoint, Code, DiskFolder, Dtype, Error, FileSource, Located, MappedSource, MemoryFolder,
+    MemorySource, ReadAt, Result, SaveOptions, SaveTensor, TensorData, TypedBuffer, Version,
+    WriteBytes, write_to,
 };
 use support::Folder;
 
@@ -185,4 +191,167 @@ fn data_that_break_the_contract_are_noticed(
     let bytes = numbers(1000);
     let faulty = Faulty(fault, bytes.clone());
     assert!(catch_unwind(|| check_data(&faulty, &bytes)).is_err());
+}
+
+const FILES: [(&str, usize); 4] = [
+    ("model.safetensors", 1000),
+    ("empty", 0),
+    ("below/it/model.safetensors", 30),
+    ("with a space.json", 3),
+];
+
+#[test]
+fn every_folder_of_this_crate() {
+    let files = FILES.map(|(name, len)| (name, numbers(len)));
+    let listed: Vec<_> = files
+        .iter()
+        .map(|(name, bytes)| (*name, &**bytes))
+        .collect();
+    let disk = Folder::new();
+    for (name, bytes) in &listed {
+        disk.write(name, bytes);
+    }
+    check_folder(&DiskFolder::new(disk.path()), &listed);
+    // As the Hugging Face cache has them.
+    let linked = Folder::new();
+    fs::create_dir(linked.join("below")).unwrap();
+    symlink(disk.join("below/it"), linked.join("below/it")).unwrap();
+    for (name, _) in listed.iter().filter(|(name, _)| !name.contains('/')) {
+        symlink(disk.join(name), linked.join(name)).unwrap();
+    }
+    check_folder(&DiskFolder::new(linked.path()), &listed);
+    check_folder(&MemoryFolder::from_iter(files.clone()), &listed);
+}
+
+#[test]
+fn a_disk_notices_what_becomes_of_a_file() {
+    let disk = Folder::new();
+    let folder = DiskFolder::new(disk.path());
+    let write = |name: &str, len: usize| {
+        disk.write(name, numbers(len));
+    };
+    let (x, y) = (disk.join("x"), disk.join("y"));
+    let changes: [&dyn Fn(); 4] = [
+        &|| write("x", 11),
+        &|| fs::rename(&y, &x).unwrap(),
+        &|| fs::remove_file(&x).unwrap(),
+        &|| {
+            fs::remove_file(&x).unwrap();
+            symlink(&y, &x).unwrap();
+        },
+    ];
+    for change in changes {
+        for name in ["x", "y"] {
+            let _absent = fs::remove_file(disk.join(name));
+            write(name, 10);
+        }
+        check_folder_changes(&folder, "x", change);
+    }
+}
+
+/// A folder that is not as it should be.
+#[derive(Clone, Copy, Debug)]
+enum Wrong {
+    Unlisted,
+    Twice,
+    OtherBytes,
+    LeadsOut,
+    OtherVersion,
+    OnePlace,
+}
+
+#[derive(Debug)]
+struct WrongFolder(Wrong, MemoryFolder);
+
+impl safeshard_core::Folder for WrongFolder {
+    fn names(&self) -> Result<Vec<String>> {
+        let mut names = self.1.names()?;
+        match self.0 {
+            Wrong::Unlisted => names.truncate(1),
+            Wrong::Twice => names.extend_from_within(..1),
+            _ => {}
+        }
+        Ok(names)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn ReadAt>> {
+        match self.0 {
+            Wrong::OtherBytes => self.1.open("a"),
+            Wrong::LeadsOut => self.1.open(name.trim_start_matches(['.', '/'])),
+            Wrong::OtherVersion => Ok(Arc::new(Versioned)),
+            _ => self.1.open(name),
+        }
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        match self.0 {
+            Wrong::OnePlace => "memory".into(),
+            _ => self.1.place(name),
+        }
+    }
+
+    fn version(&self, _: &str) -> Result<Option<Version>> {
+        Ok(Some(Version::new("2")))
+    }
+}
+
+/// No bytes, of the first version.
+#[derive(Debug)]
+struct Versioned;
+
+impl ReadAt for Versioned {
+    fn len(&self) -> u64 {
+        0
+    }
+
+    fn read_at<'b>(&self, _: u64, buf: &'b mut [MaybeUninit<u8>]) -> Result<&'b mut [u8]> {
+        match buf.len() {
+            0 => Ok(buf.write_copy_of_slice(&[])),
+            _ => Err(Error::new(Code::FileTruncated)),
+        }
+    }
+
+    fn version(&self) -> Option<Version> {
+        Some(Version::new("1"))
+    }
+}
+
+#[rstest]
+fn a_folder_that_breaks_the_contract_is_noticed(
+    #[values(
+        Wrong::Unlisted,
+        Wrong::Twice,
+        Wrong::OtherBytes,
+        Wrong::LeadsOut,
+        Wrong::OtherVersion,
+        Wrong::OnePlace
+    )]
+    wrong: Wrong,
+) {
+    let bytes = match wrong {
+        // So that nothing else is wrong.
+        Wrong::OtherVersion => [Vec::new(), Vec::new()],
+        _ => [numbers(10), numbers(20)],
+    };
+    let [a, b] = &bytes;
+    let folder = MemoryFolder::from_iter([("a", a.clone()), ("b", b.clone())]);
+    check_folder(&folder, &[("a", a), ("b", b)]);
+    let folder = WrongFolder(wrong, folder);
+    let checked = catch_unwind(AssertUnwindSafe(|| {
+        check_folder(&folder, &[("a", a), ("b", b)]);
+    }));
+    assert!(checked.is_err());
+}
+
+#[test]
+fn a_folder_that_notices_no_change_is_noticed() {
+    let folder = WrongFolder(Wrong::OtherVersion, MemoryFolder::new());
+    check_folder_changes(&folder, "a", || {});
+    let unchanged = Folder::new();
+    unchanged.write("x", "x");
+    let unchanged = DiskFolder::new(unchanged.path());
+    let checked = catch_unwind(AssertUnwindSafe(|| {
+        check_folder_changes(&unchanged, "x", || {});
+    }));
+    assert!(checked.is_err());
 }

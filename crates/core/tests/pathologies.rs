@@ -50,7 +50,7 @@ fn a_link_to_nothing_is_a_missing_shard() {
 #[case::cut_in_the_header(|whole: Vec<u8>| whole[..30].to_vec(), Code::HeaderTruncated)]
 #[case::cut_in_the_length(|whole: Vec<u8>| whole[..5].to_vec(), Code::HeaderTooShort)]
 #[case::empty(|_: Vec<u8>| Vec::new(), Code::HeaderTooShort)]
-#[case::zeros(|whole: Vec<u8>| vec![0; whole.len()], Code::HeaderNotObject)]
+#[case::zeros(|whole: Vec<u8>| vec![0; whole.len()], Code::NotSafetensors)]
 #[case::one_byte_too_long(|mut whole: Vec<u8>| { whole.push(0); whole }, Code::TrailingBytes)]
 #[case::followed_by_itself(|whole: Vec<u8>| whole.repeat(2), Code::TrailingBytes)]
 fn a_damaged_shard(#[case] damage: fn(Vec<u8>) -> Vec<u8>, #[case] code: Code) {
@@ -338,7 +338,7 @@ fn shards_without_an_index() {
     let folder = healthy();
     fs::remove_file(folder.join(INDEX)).unwrap();
     let message = folder.refused(Code::IndexMissing).to_string();
-    assert!(message.contains("safeshard index --write"), "{message}");
+    assert!(message.contains("`write_index`"), "{message}");
     assert!(message.contains("open the list of files"), "{message}");
 
     let options = OpenOptions::default();
@@ -822,7 +822,7 @@ fn an_index_of_a_gigabyte_is_refused_unread() {
         .unwrap()
         .set_len(1000)
         .unwrap();
-    refused(folder.open_with(&options), Code::IndexSyntax);
+    refused(folder.open_with(&options), Code::NotSafetensors);
 }
 
 fn is_refused_unread(folder: &Path) {

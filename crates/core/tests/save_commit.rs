@@ -274,6 +274,12 @@ fn a_save_of_another_checkpoint_that_cannot_be_recovered_is_told() {
         Code::BrokenJournal
     );
     let change = [MetadataChange::Set("b".into(), "c".into())];
-    let error = change_metadata(folder.path(), &change, &ReadOptions::default()).unwrap_err();
+    let error = change_metadata(
+        folder.path(),
+        &change,
+        &OpenOptions::default(),
+        &ReadOptions::default(),
+    )
+    .unwrap_err();
     assert_eq!(error.code(), Code::BrokenJournal);
 }

@@ -95,9 +95,15 @@ fn every_format_code_has_a_vector() {
     let found: BTreeSet<_> = vectors()
         .flat_map(|v| [v.strict, v.default, v.reference])
         .collect();
+    // Those of other formats are of files that no safetensors header begins.
+    let is_foreign = |code: &Code| {
+        let foreign = ["not-weights", "zip-", "pickle-", "torch-", "storage-"];
+        foreign.iter().any(|start| code.as_str().starts_with(start))
+    };
     let missing: Vec<_> = Code::ALL
         .iter()
-        .filter(|code| code.kind() == Kind::Format && !found.contains(code.as_str()))
+        .filter(|code| code.kind() == Kind::Format && !is_foreign(code))
+        .filter(|code| !found.contains(code.as_str()))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
 }

@@ -198,6 +198,7 @@ impl TensorData for Pieces {
         let tensor = self.tensor.lock().unwrap_or_else(PoisonError::into_inner);
         check_storage(&tensor, self.element_size)?;
         let refused = |error: TchError| framework(&error);
+        let mut gathered = Gathered::default();
         let copy = |ranges: &[Range<u64>], write: &mut WriteBytes<'_>| {
             // Somebody may have cut the storage off while the piece before was written.
             check_storage(&tensor, self.element_size)?;
@@ -210,7 +211,7 @@ impl TensorData for Pieces {
                 .zip(0..)
                 .try_fold(tensor.shallow_clone(), narrowed);
             let bits = part.and_then(|part| self.bits(&part)).map_err(refused)?;
-            write(Gathered::new(&bits).map_err(refused)?.bytes())
+            write(gathered.bytes_of(&bits).map_err(refused)?)
         };
         let shape: Vec<_> = tensor.size().iter().map(|dim| dim.unsigned_abs()).collect();
         gather(&shape, self.element_size as u64, range, copy, write)

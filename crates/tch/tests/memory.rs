@@ -11,8 +11,6 @@ use tch::{Device, Kind, Tensor};
 const MIB: u64 = 1 << 20;
 /// What README promises.
 const SLACK: u64 = 64 * MIB;
-/// Two threads gather at a time, of tensors of 80 MiB.
-const GATHERING: u64 = 96 * MIB;
 
 fn status(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -45,9 +43,10 @@ fn assert_below(peak: u64, result: u64, slack: u64) {
 /// One test, so that nothing else happens in this process meanwhile.
 #[test]
 fn nothing_needs_much_more_memory_than_its_result() {
-    // What libtorch sets up when it is first used.
-    measure(12 * MIB, u64::MAX >> 1, u64::MAX >> 1);
-    let loading = measure(240 * MIB, SLACK, GATHERING);
+    // What libtorch sets up when it is first used, and its code that comes into memory meanwhile: for tensors
+    // of this size it is other code than for small ones.
+    measure(240 * MIB, u64::MAX >> 1);
+    let loading = measure(240 * MIB, SLACK);
     assert!(
         loading >= 240 * MIB,
         "this test does not measure: {loading} bytes"
@@ -55,7 +54,7 @@ fn nothing_needs_much_more_memory_than_its_result() {
 }
 
 /// Does everything with tensors of so many bytes; returns the peak of loading them.
-fn measure(payload: u64, slack: u64, gathering_slack: u64) -> u64 {
+fn measure(payload: u64, slack: u64) -> u64 {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model");
     let options = SaveOptions {
@@ -81,7 +80,7 @@ fn measure(payload: u64, slack: u64, gathering_slack: u64) -> u64 {
         .map(|(name, tensor)| (name.clone(), tensor.tr()))
         .collect();
     let (_, gathering) = peak(|| save(&turned));
-    assert_below(gathering, 0, gathering_slack);
+    assert_below(gathering, 0, slack);
     save(&tensors);
 
     let (loaded, loading) = peak(|| load(&path, Device::Cpu).unwrap());

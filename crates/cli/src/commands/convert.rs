@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use regex::Regex;
 use safeshard_core::{
-    Checkpoint, ConvertOptions, Dtype, DtypeRule, Filter, Rename, ReshardReport, convert,
+    Checkpoint, Code, ConvertOptions, Dtype, DtypeRule, Error, Filter, QuantizedTensor, Rename,
+    ReshardReport, convert,
 };
+use safeshard_import::{ImportOptions, PickledCode};
 
 use super::writing::{Places, warn};
 use crate::failure::{Outcome, Result};
@@ -24,7 +26,9 @@ Examples:
   safeshard convert model/ half/ --dtype BF16
   safeshard convert model/ half/ --dtype F16 --dtype-for 'norm=F32'
   safeshard convert model/ bare/ --include '^encoder\\.' --rename '^encoder\\.='
-  safeshard convert model/ hub/ --rename '\\.gamma$=.weight' --rename '\\.beta$=.bias'";
+  safeshard convert model/ hub/ --rename '\\.gamma$=.weight' --rename '\\.beta$=.bias'
+  safeshard convert pytorch_model.bin model.safetensors
+  safeshard convert checkpoint.pt model.safetensors --key ema";
 
 /// Change dtypes, rename tensors or leave some out
 ///
@@ -36,7 +40,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     places: Places,
 
-    /// What F64, F32, BF16 and F16 become, one of them; all else stays as it is
+    /// What F64, F32, BF16 and F16 become, one of them; all else stays as it is. Quantised weights are refused
     #[arg(long, value_name = "DTYPE", value_parser = wide_float)]
     dtype: Option<Dtype>,
 
@@ -44,6 +48,11 @@ pub(crate) struct Args {
     /// comes before `--dtype`
     #[arg(long, value_name = "REGEX=DTYPE", value_parser = dtype_for)]
     dtype_for: Vec<(Regex, Dtype)>,
+
+    /// What quantised weights become: F32, BF16 or F16; their scales are used up, and `--with-files` takes
+    /// `config.json` along without its entry of the quantisation
+    #[arg(long, value_name = "DTYPE", value_parser = narrow_float)]
+    dequantize: Option<Dtype>,
 
     /// Take only tensors whose names match one of these
     #[arg(long, value_name = "REGEX")]
@@ -56,14 +65,24 @@ pub(crate) struct Args {
     /// Replace what matches in names, one after the other; `${1}` is what the first group matched
     #[arg(long, value_name = "FROM=TO", value_parser = renaming)]
     rename: Vec<(Regex, String)>,
+
+    /// Of a file of torch, take what is under this key: `model`, `ema.encoder`, `.` for everything
+    #[arg(long, value_name = "PATH")]
+    key: Option<String>,
+
+    /// Take the weights out of a pickle that would run code if Python loaded it; nothing is ever run
+    #[arg(long)]
+    allow_code: bool,
 }
 
 pub(super) fn run(args: &Args, session: &Session) -> Result {
-    let checkpoint = args.places.open(session)?;
+    let checkpoint = args.places.open(session, &import(args))?;
+    check_quantized(args, &checkpoint)?;
     warn_of_idle_patterns(args, &checkpoint);
     let bar = Places::bar(session);
     let options = ConvertOptions {
         dtype: Some(dtype_rule(args)),
+        dequantise: args.dequantize,
         filter: filter(args),
         rename: rename(args),
         reshard: args.places.options(session, &bar),
@@ -75,6 +94,17 @@ pub(super) fn run(args: &Args, session: &Session) -> Result {
     Ok(Outcome::Fine)
 }
 
+fn import(args: &Args) -> ImportOptions {
+    ImportOptions {
+        key: args.key.clone(),
+        code: match args.allow_code {
+            true => PickledCode::Ignore,
+            false => PickledCode::Refuse,
+        },
+        ..ImportOptions::default()
+    }
+}
+
 fn dtype_rule(args: &Args) -> DtypeRule {
     let (rules, floats) = (args.dtype_for.clone(), args.dtype);
     Arc::new(move |name, stored| {
@@ -84,6 +114,67 @@ fn dtype_rule(args: &Args) -> DtypeRule {
             None => floats.filter(|_| is_wide_float(stored)),
         }
     })
+}
+
+/// Checks that no dtype is asked for that a quantised weight, or what it is read with, cannot have.
+fn check_quantized(args: &Args, checkpoint: &Checkpoint) -> Result<()> {
+    let quantization = checkpoint.quantization();
+    let filter = filter(args);
+    let is_wanted = |name: &str| filter.as_ref().is_none_or(|filter| filter(name));
+    let named = |name: &str| {
+        let mut rules = args.dtype_for.iter();
+        rules
+            .find(|(names, _)| names.is_match(name))
+            .map(|(_, dtype)| *dtype)
+    };
+    let mut problems = Vec::new();
+    for weight in quantization
+        .tensors
+        .iter()
+        .filter(|weight| is_wanted(&weight.name))
+    {
+        let stored = checkpoint.info(&weight.name)?.dtype;
+        let asked = named(&weight.name)
+            .or(args.dtype)
+            .filter(|dtype| *dtype != stored);
+        if let (Some(dtype), None) = (asked, args.dequantize) {
+            problems.push(refused(weight, stored, dtype));
+        }
+        let companions = weight.companions.iter().filter(|it| is_wanted(&it.name));
+        for companion in companions {
+            let stored = checkpoint.info(&companion.name)?.dtype;
+            if let Some(dtype) = named(&companion.name).filter(|dtype| *dtype != stored) {
+                let problem = Error::new(Code::QuantizedCompanion).in_tensor(&companion.name);
+                let found = format!("`--dtype-for` makes {dtype} of it");
+                problems.push(
+                    problem
+                        .expected(stored)
+                        .found(found)
+                        .help("leave it out of the pattern"),
+                );
+            }
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::all(problems).into()),
+    }
+}
+
+fn refused(weight: &QuantizedTensor, stored: Dtype, dtype: Dtype) -> Error {
+    let scheme = weight.scheme.description();
+    let found = match weight.scale() {
+        Some(scale) => format!("{scheme}, whose scale is `{scale}`, asked for as {dtype}"),
+        None => format!("{scheme}, without a scale, asked for as {dtype}"),
+    };
+    let help = match weight.can_be_dequantised() {
+        true => format!(
+            "`--dequantize {dtype}` multiplies it; `--dtype-for 'REGEX={stored}'` keeps its numbers"
+        ),
+        false => format!("`--dtype-for 'REGEX={stored}'` keeps its numbers"),
+    };
+    let error = Error::new(Code::QuantizedWeight).in_tensor(&weight.name);
+    error.found(found).help(help)
 }
 
 fn filter(args: &Args) -> Option<Filter> {
@@ -171,13 +262,21 @@ fn wide_float(text: &str) -> Result<Dtype, String> {
     }
 }
 
+fn narrow_float(text: &str) -> Result<Dtype, String> {
+    let dtype = dtype(text)?;
+    match dtype {
+        Dtype::F32 | Dtype::Bf16 | Dtype::F16 => Ok(dtype),
+        _ => Err("quantised weights become F32, BF16 or F16".to_owned()),
+    }
+}
+
 /// A dtype by the format's name or torch's, in letters of any size.
 fn dtype(text: &str) -> Result<Dtype, String> {
     let name = text.to_ascii_uppercase();
     let name = match name.strip_prefix("TORCH.").unwrap_or(&name) {
-        "FLOAT64" => "F64",
-        "FLOAT32" => "F32",
-        "FLOAT16" => "F16",
+        "FLOAT64" | "FP64" | "DOUBLE" => "F64",
+        "FLOAT32" | "FP32" | "FLOAT" => "F32",
+        "FLOAT16" | "FP16" | "HALF" => "F16",
         "BFLOAT16" => "BF16",
         other => other,
     };
@@ -202,9 +301,64 @@ fn renaming(text: &str) -> Result<(Regex, String), String> {
     });
     let parts = at.and_then(|at| Some((text.get(..at)?, text.get(at + 1..)?)));
     match parts {
-        Some((from, to)) if !from.is_empty() => Ok((regex(from)?, to.to_owned())),
+        Some((from, to)) if !from.is_empty() => {
+            let from = regex(from)?;
+            let to = replacement(&from, to)?;
+            Ok((from, to))
+        }
         _ => Err("write it as FROM=TO".to_owned()),
     }
+}
+
+/// What replaces a match, in which groups that do not exist are refused: they would stand for nothing, or
+/// for themselves. `$1_x` is the first group and `_x`, as everywhere else where names have no digits in front.
+fn replacement(from: &Regex, to: &str) -> Result<String, String> {
+    let mut checked = String::with_capacity(to.len());
+    let mut rest = to;
+    while let Some(at) = rest.find(['$', '\\']) {
+        let (before, special) = rest.split_at(at);
+        checked.push_str(before);
+        let is_word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+        if let Some(behind) = special.strip_prefix('\\') {
+            if behind.starts_with(|letter: char| letter.is_ascii_digit()) {
+                return Err("a group is written `${1}`, not `\\1`".to_owned());
+            }
+            checked.push('\\');
+            rest = behind;
+            continue;
+        }
+        let behind = special.get(1..).unwrap_or_default();
+        if let Some(behind) = behind.strip_prefix('$') {
+            checked.push_str("$$");
+            rest = behind;
+            continue;
+        }
+        let (group, behind) = match behind.strip_prefix('{') {
+            Some(braced) => braced.split_once('}').ok_or("`${` without a `}`")?,
+            None => {
+                let is_number = behind.starts_with(|letter: char| letter.is_ascii_digit());
+                let end = behind.find(|letter: char| match is_number {
+                    true => !letter.is_ascii_digit(),
+                    false => !is_word(letter),
+                });
+                behind.split_at(end.unwrap_or(behind.len()))
+            }
+        };
+        if group.is_empty() {
+            return Err("`$` stands before a group; write `$$` for the letter itself".to_owned());
+        }
+        let exists = match group.parse::<usize>() {
+            Ok(number) => number < from.captures_len(),
+            Err(_) => from.capture_names().flatten().any(|name| name == group),
+        };
+        if !exists {
+            return Err(format!("`{from}` has no group `{group}`"));
+        }
+        checked.push_str(&format!("${{{group}}}"));
+        rest = behind;
+    }
+    checked.push_str(rest);
+    Ok(checked)
 }
 
 fn regex(text: &str) -> Result<Regex, String> {

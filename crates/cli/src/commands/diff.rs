@@ -4,8 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use safeshard_core::{
-    Change, Changed, Checkpoint, DiffOptions, Difference, DtypeChange, Printable, Profile,
-    Tolerance, diff,
+    Change, Changed, DiffOptions, Difference, DtypeChange, Printable, Tolerance, diff,
 };
 use serde::Serialize;
 
@@ -61,9 +60,8 @@ struct JsonChanged<'d> {
 }
 
 pub(super) fn run(args: &Args, session: &Session) -> Result {
-    let options = session.open_options(Profile::default());
-    let a = Checkpoint::open_with(&args.a, &options)?;
-    let b = Checkpoint::open_with(&args.b, &options)?;
+    let a = session.open(&args.a)?;
+    let b = session.open(&args.b)?;
     let show = if args.json {
         Show::Never
     } else {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use safeshard_core::{Algorithm, Checkpoint, DigestOf, DigestOptions, Profile};
+use safeshard_core::{Algorithm, DigestOf, DigestOptions};
 
 use crate::failure::{Outcome, Result};
 use crate::output::Output;
@@ -39,7 +39,7 @@ enum AlgorithmArg {
 }
 
 pub(super) fn run(args: &Args, session: &Session) -> Result {
-    let checkpoint = Checkpoint::open_with(&args.path, &session.open_options(Profile::default()))?;
+    let checkpoint = session.open(&args.path)?;
     let bar = session.bar("digesting", Show::OnTerminal);
     let read = session.read_options(&bar);
     let cancel = read.cancel.clone();

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use safeshard_core::{Dialect, ReshardOptions, reshard};
+use safeshard_import::ImportOptions;
 
 use super::writing::Places;
 use crate::failure::{Outcome, Result};
@@ -33,7 +34,7 @@ enum DialectArg {
 }
 
 pub(super) fn run(args: &Args, session: &Session) -> Result {
-    let checkpoint = args.places.open(session)?;
+    let checkpoint = args.places.open(session, &ImportOptions::default())?;
     let bar = Places::bar(session);
     let options = ReshardOptions {
         dialect: args.dialect.map(|dialect| match dialect {

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use safeshard_core::{
     Code, Manifest, Printable, Profile, Verification, VerifyLevel, VerifyOptions, verify,
-    verify_digests,
+    verify_digests, verify_opened,
 };
+use safeshard_import::{ImportOptions, open_with};
 use serde::Serialize;
 
 use crate::explain;
@@ -154,7 +155,9 @@ fn look(path: &Path, args: &Args, session: &Session) -> Result<Verification> {
             let why = "--level digest needs --manifest FILE, which `safeshard digest` writes";
             return Err(Failure::Usage(why.to_owned()));
         }
-        return Ok(verify(path, &options)?);
+        let import = ImportOptions::default();
+        let opened = open_with(path, &options.open, &import);
+        return Ok(verify_opened(opened, path, &options)?);
     };
     let digests = Manifest::open(manifest)?;
     let mut found = verify_digests(path, &digests, &options)?;

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safeshard_core::{
-    Checkpoint, Durability, Losses, Printable, Profile, ReshardOptions, ReshardReport, ShardSize,
-    Shards, SideFiles,
+    Checkpoint, Durability, Losses, OpenOptions, Printable, Profile, ReshardOptions, ReshardReport,
+    ShardSize, Shards, SideFiles, UnknownDtype,
 };
+use safeshard_import::{ImportOptions, open_with};
 
 use crate::failure::{Failure, Result};
 use crate::output::{ODD, Output};
@@ -49,7 +50,7 @@ pub(super) struct Places {
 }
 
 impl Places {
-    pub(super) fn open(&self, session: &Session) -> Result<Checkpoint> {
+    pub(super) fn open(&self, session: &Session, import: &ImportOptions) -> Result<Checkpoint> {
         let is_file = self.to.extension().is_some_and(|end| end == "safetensors");
         if is_file && self.max_shard_size.is_some() {
             return Err(Failure::Usage(format!(
@@ -57,8 +58,12 @@ impl Places {
                 Printable::of(&self.to)
             )));
         }
-        let options = session.open_options(Profile::default());
-        Ok(Checkpoint::open_with(&self.from, &options)?)
+        // A tensor of a dtype of tomorrow stops only what would write it.
+        let options = OpenOptions {
+            unknown_dtype: UnknownDtype::Keep,
+            ..session.open_options(Profile::default())
+        };
+        Ok(open_with(&self.from, &options, import)?)
     }
 
     pub(super) fn to(&self) -> &Path {

@@ -185,6 +185,7 @@ impl Operation {
         );
         let long = format!("meta m set note={}", "long ".repeat(40).replace(' ', "-"));
         add(&long, &[Old::Single, Old::Shards]);
+        add("meta m set --shards note=new", &[Old::Shards]);
         add("meta m unset note", &[Old::Single, Old::Shards]);
         add("meta m/model.safetensors set note=new", &[Old::Both]);
         add("index m --write", &[Old::Unindexed, Old::OddIndex]);
@@ -206,6 +207,7 @@ impl Operation {
     pub(crate) fn edits(&self) -> Option<&'static str> {
         let command = self.args.split(' ').next()?;
         match (command, self.old) {
+            _ if self.args.contains("--shards") => None,
             ("meta", Old::Single | Old::Both) => Some(SINGLE),
             ("meta" | "index", _) => Some(INDEX),
             ("digest", _) => Some(MANIFEST),

@@ -183,3 +183,94 @@ fn torch_rounds_the_same_way() {
     }
     loads_converted_in_python(&bert, &saved, folder.path());
 }
+
+/// A block of FP8, its scale, and a norm.
+fn quantised() -> TempDir {
+    let folder = tempdir().unwrap();
+    let scale = 0.5_f32.to_le_bytes().to_vec();
+    write(
+        &folder.path().join("model.safetensors"),
+        &[
+            ("l.weight", Dtype::F8_E4M3, vec![1, 2], vec![0x40, 0x44]),
+            ("l.weight_scale_inv", Dtype::F32, vec![1, 1], scale),
+            floats("norm", &[2.0]),
+        ],
+    );
+    folder
+}
+
+#[test]
+fn a_quantised_weight_is_refused_multiplied_or_kept_and_its_scale_never_narrowed() {
+    let folder = quantised();
+    let run = convert(&folder, &["--dtype", "BF16"]).ended(2);
+    for word in [
+        "l.weight",
+        "l.weight_scale_inv",
+        "--dequantize BF16",
+        "--dtype-for",
+    ] {
+        assert!(run.stderr.contains(word), "{}", run.stderr);
+    }
+    assert!(!run.stderr.contains("::"), "{}", run.stderr);
+    assert!(!folder.path().join("to").exists());
+    let run = convert(&folder, &["--dtype-for", "scale=BF16"]).ended(2);
+    assert!(run.stderr.contains("l.weight_scale_inv"), "{}", run.stderr);
+
+    let raw = ["--dtype", "fp16", "--dtype-for", "^l.weight$=F8_E4M3"];
+    convert(&folder, &raw).ended(0);
+    let expected = ["l.weight F8_E4M3", "l.weight_scale_inv F32", "norm F16"];
+    assert_eq!(dtypes(&folder), expected);
+
+    convert(&folder, &["--dequantize", "F32", "--dtype", "BF16"]).ended(0);
+    assert_eq!(dtypes(&folder), ["l.weight F32", "norm BF16"]);
+    let checkpoint = Checkpoint::open(folder.path().join("to")).unwrap();
+    let expected = [1.0_f32, 1.5].map(f32::to_le_bytes).concat();
+    assert_eq!(checkpoint.read("l.weight").unwrap(), expected);
+}
+
+#[test]
+fn inspect_says_what_is_quantised() {
+    let folder = quantised();
+    let path = folder.path().join("model.safetensors");
+    let path = path.to_str().unwrap();
+    let run = safeshard(["inspect", path]).ended(0);
+    assert!(
+        run.stdout.contains("FP8 with scales: 1 weight"),
+        "{}",
+        run.stdout
+    );
+    let json = safeshard(["inspect", path, "--json"]).ended(0).json();
+    let weight = &json["quantization"]["tensors"][0];
+    assert_eq!(weight["name"], "l.weight");
+    assert_eq!(weight["scheme"], "fp8");
+    assert_eq!(weight["companions"][0], "l.weight_scale_inv");
+}
+
+#[rstest]
+#[case(r"layer\.(.*)=x.\1", r"`\1`")]
+#[case(r"layer\.(.*)=x.$2", "no group `2`")]
+#[case(r"layer\.(.*)=x.${rest}", "no group `rest`")]
+#[case(r"layer\.(.*)=x.$", "`$$`")]
+fn a_group_that_does_not_exist_is_refused(#[case] rule: &str, #[case] words: &str) {
+    let folder = mixed();
+    let run = convert(&folder, &["--rename", rule]).ended(2);
+    assert!(run.stderr.contains(words), "{}", run.stderr);
+}
+
+#[rstest]
+#[case(r"^(steps)$=$1_x", "steps_x")]
+#[case(r"^(?<what>steps)$=${what}_x", "steps_x")]
+#[case(r"^(?<what>steps)$=$what", "steps")]
+#[case(r"^steps$=a$$b", "a$b")]
+fn groups_that_exist_stand_for_what_they_matched(#[case] rule: &str, #[case] name: &str) {
+    let folder = mixed();
+    convert(&folder, &["--include", "^steps$", "--rename", rule]).ended(0);
+    assert_eq!(dtypes(&folder), [format!("{name} I64")]);
+}
+
+#[test]
+fn a_rule_that_leaves_nothing_of_a_name_is_refused() {
+    let folder = mixed();
+    let run = convert(&folder, &["--rename", "^steps$="]).ended(2);
+    assert!(run.stderr.contains("steps"), "{}", run.stderr);
+}

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::support::*;
@@ -177,4 +177,147 @@ fn alignment_is_kept() {
         read(&path).1,
         [("w".to_owned(), 1.0f32.to_le_bytes().to_vec())]
     );
+}
+
+#[test]
+fn a_value_may_be_what_is_in_a_file() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("m.safetensors");
+    write(&path, &[floats("w", &[1.0])]);
+    // Longer than an argument may be.
+    let thumbnail = format!("data:image/jpeg;base64,{}\n", "A".repeat(300_000));
+    fs::write(folder.path().join("thumb"), &thumbnail).unwrap();
+    let set = |pair: &str| {
+        shell(
+            folder.path(),
+            &format!("safeshard meta m.safetensors set '{pair}'"),
+        )
+    };
+    set("modelspec.thumbnail=@thumb").ended(0);
+    set("handle=@@me").ended(0);
+    let expected = pairs(&[("handle", "@me"), ("modelspec.thumbnail", &thumbnail)]);
+    assert_eq!(read(&path).0, expected);
+    let Run { stderr, .. } = set("handle=@me").ended(2);
+    assert!(
+        stderr.contains("me: ") && stderr.contains("`@@`"),
+        "{stderr}"
+    );
+    fs::write(folder.path().join("binary"), b"\xFF\xFE\x00").unwrap();
+    set("handle=@binary").ended(2);
+    assert_eq!(read(&path).0, expected);
+}
+
+#[test]
+fn keys_are_unset_by_pattern_or_all() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("m.safetensors");
+    let keys = [
+        "ss_base",
+        "ss_tag_frequency",
+        "ss_",
+        "sshs",
+        "lr",
+        "a*b",
+        "axb",
+    ];
+    let metadata = keys.map(|key| (key, "x"));
+    let left_by = |args: &[&str]| {
+        write_with(&path, &[floats("w", &[1.0])], &metadata);
+        let args: Vec<_> = ["unset"].iter().chain(args).copied().collect();
+        meta(&path, &args).ended(0);
+        let left = read(&path).0.into_iter().map(|(key, _)| key);
+        left.collect::<Vec<_>>()
+    };
+    assert_eq!(left_by(&["ss_*"]), ["a*b", "axb", "lr", "sshs"]);
+    assert_eq!(
+        left_by(&["ss*e*y", "lr"]),
+        ["a*b", "axb", "ss_", "ss_base", "sshs"]
+    );
+    assert_eq!(left_by(&["nothing*"]).len(), keys.len());
+    assert_eq!(left_by(&["*"]), [""; 0]);
+    assert_eq!(left_by(&["--all"]), [""; 0]);
+    meta(&path, &["unset"]).ended(2);
+}
+
+#[test]
+fn of_shards_what_all_headers_agree_on_is_shown() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    write_with(
+        &at("a.safetensors"),
+        &[floats("a", &[1.])],
+        &[("lr", "1e-4"), ("rank", "0"), ("format", "pt")],
+    );
+    write_with(
+        &at("b.safetensors"),
+        &[floats("b", &[1.])],
+        &[("lr", "1e-4"), ("rank", "1"), ("format", "pt")],
+    );
+    let index = r#"{"metadata":{"total_size":8,"format":"of the index"},"weight_map":{"a":"a.safetensors","b":"b.safetensors"}}"#;
+    fs::write(at("model.safetensors.index.json"), index).unwrap();
+    let get = |key: &str| meta(folder.path(), &["get", key]);
+    assert_eq!(get("lr").ended(0).stdout, "1e-4\n");
+    assert_eq!(get("format").ended(0).stdout, "of the index\n");
+    get("rank").ended(1);
+    let all = meta(folder.path(), &[]).ended(0).stdout;
+    assert_eq!(all, "total_size=8\nformat=of the index\nlr=1e-4\n");
+}
+
+#[test]
+fn of_shards_every_header_is_changed_in_one_commit() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let shard = |number| format!("model-0000{number}-of-00002.safetensors");
+    // Of one rank each, with a tensor that the index does not list, in odd places.
+    write_with(
+        &at(&shard(1)),
+        &[floats("a", &[1.0, 2.0]), floats("stale", &[3.0])],
+        &[("rank", "0")],
+    );
+    write_with(
+        &at(&shard(2)),
+        &[floats("b", &[4.0])],
+        &[("rank", "1"), ("format", "pt")],
+    );
+    let map = json!({"a": shard(1), "b": shard(2)});
+    let index = json!({"metadata": {"total_size": 16, "note": "kept"}, "weight_map": map});
+    fs::write(at("model.safetensors.index.json"), index.to_string()).unwrap();
+    let before = [1, 2].map(|number| read(&at(&shard(number))).1);
+
+    meta(folder.path(), &["set", "--shards", "format=pt"]).ended(0);
+    let index: Value =
+        serde_json::from_slice(&fs::read(at("model.safetensors.index.json")).unwrap()).unwrap();
+    assert_eq!(index["metadata"], json!({"total_size": 16, "note": "kept"}));
+    let files = ["a", "b"].map(|tensor| index["weight_map"][tensor].as_str().unwrap().to_owned());
+    assert_eq!(index["weight_map"].as_object().unwrap().len(), 2);
+    for (rank, (file, tensors)) in files.iter().zip(&before).enumerate() {
+        let (metadata, now) = read(&at(file));
+        assert_eq!(
+            metadata,
+            pairs(&[("format", "pt"), ("rank", &rank.to_string())])
+        );
+        assert_eq!(now, *tensors);
+    }
+    // Nothing but the new shards and their index is left.
+    assert_eq!(names(folder.path()).len(), 3);
+    meta(folder.path(), &["set", "--shards", "format=pt"]).ended(0);
+    assert!(
+        files.iter().all(|file| at(file).exists()),
+        "nothing to change"
+    );
+
+    meta(folder.path(), &["unset", "--shards", "ra*"]).ended(0);
+    let shown = meta(folder.path(), &[]).ended(0).stdout;
+    assert_eq!(shown, "total_size=16\nnote=kept\nformat=pt\n");
+    shell(
+        folder.path(),
+        "safeshard meta model.safetensors.index.json unset --shards --all",
+    )
+    .ended(0);
+    let shown = meta(folder.path(), &[]).ended(0).stdout;
+    assert_eq!(shown, "total_size=16\nnote=kept\n");
+    // Of a single file, its header.
+    write(&at("one.safetensors"), &[floats("a", &[1.])]);
+    meta(&at("one.safetensors"), &["set", "--shards", "format=pt"]).ended(0);
+    assert_eq!(read(&at("one.safetensors")).0, pairs(&[("format", "pt")]));
 }

@@ -52,7 +52,7 @@ fn a_shard_that_an_index_counts_on_is_not_replaced_by_less(#[case] args: &str, #
     let before = contents(folder.path());
     let run = shell(folder.path(), &format!("safeshard {args}")).ended(2);
     let found =
-        format!(": {lost} that `{INDEX}` places there; move them first, or pass --accept-loss");
+        format!(": {lost} that `{INDEX}` places there; move them first, or pass `--accept-loss`");
     assert!(run.stderr.contains(&found), "{}", run.stderr);
     assert_eq!(contents(folder.path()), before);
     shell(folder.path(), &format!("safeshard {args} --accept-loss")).ended(0);

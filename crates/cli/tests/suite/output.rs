@@ -132,6 +132,31 @@ fn usage_errors_end_with_2_and_help_with_0() {
 }
 
 #[test]
+fn a_scheme_that_is_not_built_in_is_a_usage_error() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("out");
+    let out = out.to_str().unwrap();
+    for (before, after) in [
+        (&["inspect"][..], &[][..]),
+        (&["inspect", "--json"], &[]),
+        (&["inspect"], &["gs://bucket/x.safetensors"]),
+        (&["verify"], &[]),
+        (&["verify", "--level", "content", "--json"], &[]),
+        (&["digest"], &[]),
+        (&["diff"], &["hf://org/other"]),
+        (&["reshard"], &[out]),
+        (&["convert"], &[out, "--dtype", "F16"]),
+    ] {
+        let args = [before, &["hf://org/name@main"], after].concat();
+        let run = safeshard(&args).ended(2);
+        assert_eq!(run.stdout, "", "{args:?}");
+        let said = "hf://org/name@main: places with this scheme are not built in";
+        assert!(run.stderr.contains(said), "{args:?}: {}", run.stderr);
+    }
+    assert!(fs::read_dir(folder.path()).unwrap().next().is_none());
+}
+
+#[test]
 fn shells_and_man_can_use_what_is_generated() {
     let folder = tempdir().unwrap();
     for shell_name in ["bash", "zsh", "fish", "elvish", "powershell"] {

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use safeshard_core::{Checkpoint, MetadataChange, ReadOptions, change_metadata};
+use safeshard_core::{Checkpoint, MetadataChange, OpenOptions, ReadOptions, change_metadata};
 use tempfile::tempdir;
 
 use crate::strace;
@@ -60,7 +60,13 @@ fn no_reader_ever_finds_a_header_that_is_half_changed() {
             while !done.load(Ordering::Relaxed) {
                 let value = [&second, &first][writes % 2].clone();
                 let change = MetadataChange::Set("k".to_owned(), value);
-                change_metadata(&path, &[change], &ReadOptions::default()).unwrap();
+                change_metadata(
+                    &path,
+                    &[change],
+                    &OpenOptions::default(),
+                    &ReadOptions::default(),
+                )
+                .unwrap();
                 writes += 1;
             }
             writes

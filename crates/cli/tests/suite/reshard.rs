@@ -167,7 +167,7 @@ fn losses_are_warned_of() {
     let run = safeshard(["reshard", path, path, "--single", "--quiet"]).ended(2);
     let says = |text: &str| assert!(run.stderr.contains(text), "{}", run.stderr);
     says("error[would-be-lost]");
-    says(": gone that its index does not list; move them first, or pass --accept-loss");
+    says(": gone that its index does not list; move them first, or pass `--accept-loss`");
     assert_eq!(names(folder.path()), before);
     let words = [
         "reshard",

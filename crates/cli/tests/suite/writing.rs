@@ -46,7 +46,8 @@ pub(crate) fn loads_converted_in_python(original: &Path, saved: &[(PathBuf, &str
     run_jobs("load_converted.py", saved.iter().map(job).collect(), folder);
 }
 
-fn python() -> OsString {
+/// The Python that has the oracles.
+pub(crate) fn python() -> OsString {
     let python = env::var_os("SAFESHARD_PYTHON");
     python.expect("SAFESHARD_PYTHON is not set: run the tests with `cargo xtask test`")
 }

@@ -2,14 +2,19 @@
 //! another, in memory, and how files of other formats become checkpoints.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::checkpoint::save::ties::{Resolved, resolve};
 use crate::checkpoint::save::{SaveTensor, Ties};
-use crate::checkpoint::scattered::{MEMORY, Scattered};
+use crate::checkpoint::scattered::Scattered;
 use crate::checkpoint::{Checkpoint, CheckpointKind, ShardFile};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Finding, Result};
 use crate::format::header::{Header, HeaderOptions};
 use crate::format::write::{DataAlignment, NewHeader};
+use crate::io::folder::DiskFolder;
+use crate::io::source::{MEMORY, ReadAt};
 
 impl Checkpoint {
     /// Tensors that lie anywhere as a checkpoint: in memory, of any framework, or [`Located`](crate::Located)
@@ -40,28 +45,112 @@ impl Checkpoint {
     /// # Ok::<(), safeshard_core::Error>(())
     /// ```
     pub fn from_tensors(tensors: Vec<SaveTensor<'static>>) -> Result<Self> {
-        let Resolved { stored, aliases } = resolve(&tensors, Ties::Dedup)?;
-        let mut tensors: Vec<_> = tensors.into_iter().map(Some).collect();
-        let stored = stored.iter();
-        let mut stored: Vec<_> = stored
-            .map(|position| tensors.get_mut(position as usize).and_then(Option::take))
-            .collect();
-        let described = |at: usize| stored.get(at)?.as_ref().map(SaveTensor::described);
-        // As huggingface_hub records them.
-        let metadata: BTreeMap<_, _> = aliases.into_iter().collect();
-        let new = NewHeader::new(stored.len(), described, &metadata, DataAlignment::default())?;
-        let order = new.order().to_vec();
-        let header = Header::parse(new.bytes(), Some(new.file_len()), &HeaderOptions::default())?;
-        let mut file = Scattered::new(new.bytes().to_vec());
-        for position in order {
-            if let Some(tensor) = stored.get_mut(position as usize).and_then(Option::take) {
-                let len = checked_len(&tensor)?;
-                file.push(tensor.data, len);
-            }
-        }
-        let file = ShardFile::scattered(MEMORY.into(), header, file);
+        let file = assembled(MEMORY, tensors, BTreeMap::new())?;
         Ok(Self::new(CheckpointKind::File, vec![file], None, None))
     }
+
+    /// A file of another format as the checkpoint that it is, with its name and what is odd about it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::from_tensors`].
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use safeshard_core::{Checkpoint, Dtype, ForeignFile, Located, MemorySource, SaveTensor};
+    ///
+    /// let source = Arc::new(MemorySource::new(b"head\x01\x02tail".to_vec()));
+    /// let mut file = ForeignFile::new("model.bin", source.clone());
+    /// let data = Located::new(source, "model.bin", 4..6);
+    /// file.tensors.push(SaveTensor::new("w", Dtype::U8, [2], data));
+    /// let checkpoint = Checkpoint::from_foreign(file)?;
+    /// assert_eq!(checkpoint.files()[0].name(), "model.bin");
+    /// assert_eq!(checkpoint.read("w")?, [1, 2]);
+    /// # Ok::<(), safeshard_core::Error>(())
+    /// ```
+    pub fn from_foreign(file: ForeignFile) -> Result<Self> {
+        let ForeignFile {
+            path,
+            source,
+            tensors,
+            metadata,
+            warnings,
+        } = file;
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let file = assembled(&name.to_string_lossy(), tensors, metadata);
+        let file = file.map_err(|error| error.at_path(&path))?;
+        let (folder, _) = DiskFolder::of_file(&path);
+        let file = file.foreign(source).in_folder(&folder, path.clone());
+        let mut checkpoint = Self::new(CheckpointKind::File, vec![file], None, None);
+        checkpoint.folder = Some(Arc::new(folder));
+        checkpoint.path = Some(path.into());
+        checkpoint.warnings = warnings.into();
+        Ok(checkpoint)
+    }
+}
+
+/// A file of another format, as what it holds: for whoever reads such a format.
+#[non_exhaustive]
+pub struct ForeignFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// All its bytes.
+    pub source: Arc<dyn ReadAt>,
+    /// Its tensors, [`Located`](crate::Located) in it where they lie as safetensors would hold them.
+    pub tensors: Vec<SaveTensor<'static>>,
+    /// What a safetensors file of the same tensors would say under `__metadata__`.
+    pub metadata: BTreeMap<String, String>,
+    /// What is unusual about it but stops nothing.
+    pub warnings: Vec<Finding>,
+}
+
+impl ForeignFile {
+    /// A file without tensors.
+    pub fn new(path: impl Into<PathBuf>, source: Arc<dyn ReadAt>) -> Self {
+        Self {
+            path: path.into(),
+            source,
+            tensors: Vec::new(),
+            metadata: BTreeMap::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Debug for ForeignFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForeignFile")
+            .field("path", &self.path)
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A file that is nowhere, of tensors that lie anywhere.
+fn assembled(
+    name: &str,
+    tensors: Vec<SaveTensor<'static>>,
+    mut metadata: BTreeMap<String, String>,
+) -> Result<ShardFile> {
+    let Resolved { stored, aliases } = resolve(&tensors, Ties::Dedup)?;
+    let mut tensors: Vec<_> = tensors.into_iter().map(Some).collect();
+    let stored = stored.iter();
+    let mut stored: Vec<_> = stored
+        .map(|position| tensors.get_mut(position as usize).and_then(Option::take))
+        .collect();
+    let described = |at: usize| stored.get(at)?.as_ref().map(SaveTensor::described);
+    // As huggingface_hub records them.
+    metadata.extend(aliases);
+    let new = NewHeader::new(stored.len(), described, &metadata, DataAlignment::default())?;
+    let order = new.order().to_vec();
+    let header = Header::parse(new.bytes(), Some(new.file_len()), &HeaderOptions::default())?;
+    let mut file = Scattered::new(new.bytes().to_vec());
+    for position in order {
+        if let Some(tensor) = stored.get_mut(position as usize).and_then(Option::take) {
+            let len = checked_len(&tensor)?;
+            file.push(tensor.data, len);
+        }
+    }
+    Ok(ShardFile::scattered(name.to_owned(), header, file))
 }
 
 /// Bytes of a tensor, which its data must agree with.
@@ -99,7 +188,7 @@ mod tests {
     use super::*;
     use crate::format::dtype::Dtype;
     use crate::io::data::{Located, TensorData, WriteBytes};
-    use crate::io::source::{MemorySource, ReadAt};
+    use crate::io::source::MemorySource;
 
     /// Bytes that come in parts, as of a tensor with strides.
     struct Parts(Vec<u8>, usize);

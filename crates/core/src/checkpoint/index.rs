@@ -17,8 +17,9 @@ use crate::error::{Code, Error, Finding, Result};
 use crate::format::header::Prefix;
 use crate::format::json::Cursor;
 use crate::format::skip::{Keys, Repeats};
-use crate::format::sniff::foreign_format;
-use crate::io::source::{FileSource, ReadAt, read_vec};
+use crate::format::sniff::Foreign;
+use crate::io::folder::FolderFile;
+use crate::io::source::read_vec;
 use crate::limits::Limits;
 
 /// Containers that are open around a value of `metadata`.
@@ -31,6 +32,8 @@ const USUAL_ENTRY: usize = 96;
 #[derive(Debug)]
 pub struct Index {
     path: PathBuf,
+    /// In its folder.
+    pub(super) name: String,
     metadata: Map<String, Value>,
     /// Names of tied tensors that were stored once: `dropped -> kept`.
     pub(crate) aliases: BTreeMap<String, String>,
@@ -45,37 +48,39 @@ pub struct Index {
 impl Index {
     /// Reads and parses an index file.
     pub(crate) fn open(path: &Path, limits: &Limits) -> Result<Self> {
-        Self::read(&FileSource::open(path)?, limits, None)
+        Self::read(&FolderFile::at(path)?, limits, None)
     }
 
     /// As [`Index::open`], of a file that is open already; of `only` these tensors and their shards,
     /// but of all if one of the names is unknown, so that it can be said which one may have been meant.
     pub(crate) fn read(
-        file: &FileSource,
+        file: &FolderFile,
         limits: &Limits,
         only: Option<&[String]>,
     ) -> Result<Self> {
-        let path = file.path();
-        if file.len() > limits.index_bytes {
+        let (source, path) = (&*file.source, &*file.place);
+        if source.len() > limits.index_bytes {
             return Err(Error::new(Code::LimitIndex)
                 .at_path(path)
                 .expected(format_args!("at most {} bytes", limits.index_bytes))
-                .found(file.len()));
+                .found(source.len()));
         }
-        let json = read_vec(file, 0, file.len())?;
+        let json = read_vec(source, 0, source.len());
         // Other libraries rewrite an index in place.
-        file.check_unchanged()?;
+        let json = json.and_then(|json| source.check_unchanged().map(|()| json));
+        let json = json.map_err(|error| error.at_path(path))?;
         let index = match only {
             Some(tensors) => Self::parse_only(&json, path, limits, tensors),
             None => Self::parse(&json, path, limits),
         };
         let start = json.get(..Prefix::WANTED).unwrap_or(&json);
-        index.map_err(|error| match foreign_format(start) {
-            Some((name, help)) => Error::new(Code::NotSafetensors)
-                .at_path(path)
-                .found(name)
-                .help(help),
-            None => error.at_path(path),
+        let named = |index| Self {
+            name: file.name.clone(),
+            ..index
+        };
+        index.map(named).map_err(|error| {
+            let error = Foreign::of(start).map_or(error, Foreign::error);
+            error.at_path(path)
         })
     }
 
@@ -158,6 +163,7 @@ impl Index {
         };
         Ok(Self {
             path: path.to_path_buf(),
+            name: String::new(),
             aliases: metadata.iter().filter_map(alias).collect(),
             metadata,
             shards: parser.shards.names,
@@ -191,7 +197,7 @@ impl Index {
         self.shards = names.cloned().collect();
     }
 
-    /// Where the index is, as it was given.
+    /// Where the index is, as it was given; what errors call it, where it is not on a disk.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -52,7 +52,9 @@ pub struct LoadOptions {
     pub filter: Option<Filter>,
     /// What a stored name becomes; two names must not become one.
     pub rename: Option<Rename>,
-    /// The dtype a tensor is wanted in; `None` for all as they are stored.
+    /// The dtype a tensor is wanted in; `None` for all as they are stored. A quantised weight stands for
+    /// floats: what the rule makes of its dtype counts, or else what it makes of an `F32` of its name, and
+    /// a dtype other than its own is refused. Scales and the like keep theirs.
     pub dtype: Option<DtypeRule>,
     /// Which part of each tensor to load, such as the share of a rank of a tensor-parallel model: all
     /// shares are then read in one go, in the order of the files. `None` for all tensors whole. Only the
@@ -77,7 +79,8 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// Everything that is floating point in this dtype; everything else as stored.
+    /// Everything that is floating point in this dtype; everything else as stored. A quantised weight is
+    /// refused, because a cast loses its scale: see [`Checkpoint::dequantised`].
     pub fn floats_as(dtype: Dtype) -> Self {
         Self {
             dtype: Some(Arc::new(move |_, stored| {
@@ -246,9 +249,11 @@ impl Checkpoint {
     ///
     /// # Errors
     /// All tensors that cannot be loaded as asked, in one error: `unsupported-dtype`,
-    /// `unsupported-cast`, `unknown-dtype`, `name-collision`, and those of [`Slice::new`].
+    /// `unsupported-cast`, `quantized-weight`, `unknown-dtype`, `name-collision`, and those of
+    /// [`Slice::new`].
     pub fn plan(&self, options: &LoadOptions, support: impl Fn(Dtype) -> Support) -> Result<Plan> {
         let mut planner = Planner {
+            checkpoint: self,
             options,
             support: &support,
             plan: Plan::default(),
@@ -297,7 +302,8 @@ impl Checkpoint {
     /// stored. No ranges mean all of it.
     ///
     /// # Errors
-    /// As [`Checkpoint::info`], [`Checkpoint::plan`] and [`Slice::new`].
+    /// As [`Checkpoint::info`], [`Checkpoint::plan`] and [`Slice::new`]; `quantized-companion` where a
+    /// scale would be narrowed.
     pub fn plan_one(
         &self,
         name: &str,
@@ -307,12 +313,16 @@ impl Checkpoint {
         support: impl Fn(Dtype) -> Support,
     ) -> Result<Planned> {
         let tensor = self.info(name)?;
+        if let Some(dtype) = dtype {
+            self.check_wanted(&tensor, dtype)?;
+        }
         let planned = plan_part(tensor, ranges.to_vec(), dtype, unsupported, &support)?;
         planned.ok_or_else(|| unsupported_dtype(tensor, support(tensor.dtype)))
     }
 }
 
 struct Planner<'o> {
+    checkpoint: &'o Checkpoint,
     options: &'o LoadOptions,
     support: &'o dyn Fn(Dtype) -> Support,
     plan: Plan,
@@ -330,8 +340,15 @@ impl<'o> Planner<'o> {
         let Some(new_name) = self.new_name(name) else {
             return;
         };
-        let wanted = self.options.dtype.as_ref();
-        let wanted = wanted.and_then(|rule| rule(tensor.name, tensor.dtype));
+        let rule = self.options.dtype.as_ref();
+        let wanted = rule.map(|rule| {
+            self.checkpoint
+                .ruled(&tensor, |name, dtype| rule(name, dtype))
+        });
+        let wanted = match wanted.transpose() {
+            Ok(wanted) => wanted.flatten(),
+            Err(error) => return self.problems.push(|| error),
+        };
         let part = self.options.part_of(&tensor);
         let unsupported = self.options.unsupported;
         match plan_part(tensor, part, wanted, unsupported, self.support) {
@@ -383,6 +400,10 @@ impl<'o> Planner<'o> {
     /// What a name becomes, or `None` if it is not wanted or already taken.
     fn new_name(&mut self, name: &'o str) -> Option<String> {
         let new_name = self.options.new_name(name)?;
+        if new_name.is_empty() && !name.is_empty() {
+            self.problems.push(|| empty_name(name));
+            return None;
+        }
         // Stored names and aliases all differ.
         if self.options.rename.is_some()
             && let Some(other) = self.taken.insert(new_name.clone(), name)
@@ -405,6 +426,10 @@ pub(super) fn unsupported_cast(tensor: &TensorInfo<'_>, dtype: Dtype) -> Error {
         .in_tensor(tensor.name)
         .found(format_args!("{} to {dtype}", tensor.dtype))
         .help(format!("load it as {}", tensor.dtype))
+}
+
+pub(super) fn empty_name(stored: &str) -> Error {
+    Error::new(Code::EmptyName).in_tensor(stored)
 }
 
 pub(super) fn collision(stored: &str, other: &str, new_name: &str) -> Error {

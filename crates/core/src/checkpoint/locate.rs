@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::file_names::{END, Names, STEMS, index_of, is_rank_file, is_shard};
 use super::journal::Journal;
 use super::names::sample;
 use crate::error::{Code, Error, Result};
+use crate::io::folder::{DiskFolder, Folder, FolderFile, Place, Resolve, scheme_of};
 use crate::io::source::open_error;
+use crate::io::version::Version;
 
 /// What to do in a folder that has both an index and a single file of the same name.
 ///
@@ -28,51 +30,87 @@ pub enum Prefer {
     Single,
 }
 
-/// What a path turned out to be.
-#[derive(Debug)]
-pub(crate) enum Place {
-    File(PathBuf),
-    Index(PathBuf),
-    Folder(Listing),
-}
-
-/// What to open.
+/// What to open, by name.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Located {
-    File(PathBuf),
-    Index(PathBuf),
+    File(String),
+    Index(String),
     /// Only the index's contents can tell whether the file belongs to it.
     Both {
-        index: PathBuf,
-        single: PathBuf,
+        index: String,
+        single: String,
     },
 }
 
 impl Place {
-    /// What is at `path`.
-    pub(crate) fn at(path: &Path) -> Result<Self> {
-        let metadata = fs::metadata(path).map_err(|error| open_error(error).at_path(path))?;
-        if metadata.is_dir() {
-            let folder = cache_snapshot(path).unwrap_or_else(|| path.to_path_buf());
-            return Ok(Self::Folder(Listing::read(&folder)?));
+    /// What is at `path`, on a disk or behind a scheme.
+    ///
+    /// # Errors
+    /// `scheme-not-built-in`, and those of the resolver; `not-found`, `io`.
+    pub(crate) fn at(path: &Path, resolver: Option<&dyn Resolve>) -> Result<Self> {
+        if let Some(place) = Self::with_scheme(path, resolver)? {
+            return Ok(place);
         }
-        let is_index = path
-            .extension()
-            .is_some_and(|extension| extension == "json");
-        Ok(match is_index {
-            true => Self::Index(path.to_path_buf()),
-            false => Self::File(path.to_path_buf()),
-        })
+        let metadata = fs::metadata(path).map_err(|error| open_error(error).at_path(path))?;
+        if !metadata.is_dir() {
+            return Ok(Self::disk_file(path));
+        }
+        let folder = cache_snapshot(path).unwrap_or_else(|| path.to_path_buf());
+        Ok(Self::folder(Arc::new(DiskFolder::new(folder))))
+    }
+
+    /// What is at the path of a file, whatever it is.
+    ///
+    /// # Errors
+    /// As [`Place::at`]; `not-a-regular-file` for a folder behind a scheme.
+    pub(crate) fn of_file(path: &Path, resolver: Option<&dyn Resolve>) -> Result<Self> {
+        let place = match Self::with_scheme(path, resolver)? {
+            Some(place) => place,
+            None => Self::disk_file(path),
+        };
+        if place.name.is_none() {
+            let error = Error::new(Code::NotRegularFile).at_path(path);
+            return Err(error.found("a folder"));
+        }
+        Ok(place)
+    }
+
+    fn disk_file(path: &Path) -> Self {
+        let (folder, name) = DiskFolder::of_file(path);
+        Self::file(Arc::new(folder), name)
+    }
+
+    fn with_scheme(path: &Path, resolver: Option<&dyn Resolve>) -> Result<Option<Self>> {
+        let Some((scheme, place)) = scheme_of(path) else {
+            return Ok(None);
+        };
+        let resolved = resolver.map(|resolver| resolver.resolve(place));
+        let resolved = resolved.transpose().map_err(|error| error.at_path(path))?;
+        match resolved.flatten() {
+            Some(place) => Ok(Some(place)),
+            None => {
+                let error = Error::new(Code::SchemeNotBuiltIn).at_path(path);
+                Err(error.found(format_args!("`{scheme}`")))
+            }
+        }
+    }
+
+    /// The file that is meant, if it is an index.
+    pub(crate) fn index(&self) -> Option<&str> {
+        let name = self.name.as_deref()?;
+        let extension = Path::new(name).extension()?;
+        (extension == "json").then_some(name)
     }
 }
 
 /// The index of a folder that has `model.safetensors.index.json` and no `model.safetensors`, found without
 /// listing it: most folders of many shards are like that.
-pub(crate) fn index_at_a_glance(folder: &Path) -> Option<PathBuf> {
+pub(crate) fn index_at_a_glance(folder: &Arc<dyn Folder>) -> Option<FolderFile> {
     let [stem, ..] = STEMS;
     let names = Names::unchecked(stem, None);
-    let (index, single) = (folder.join(names.index()), folder.join(names.single()));
-    (index.is_file() && matches!(single.try_exists(), Ok(false))).then_some(index)
+    let single = folder.version(&names.single()).err()?;
+    let index = || FolderFile::open(folder, &names.index()).ok();
+    (single.code() == Code::NotFound).then(index).flatten()
 }
 
 /// Of a repository in the Hugging Face cache, the folder of its main revision.
@@ -92,49 +130,53 @@ pub(crate) fn cache_snapshot(path: &Path) -> Option<PathBuf> {
 }
 
 /// The names in a folder, sorted.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Listing {
-    folder: PathBuf,
+    folder: Arc<dyn Folder>,
     names: Vec<String>,
     /// When the last name was added or removed, at the latest: the same names may have come again.
-    changed: (i64, i64),
+    version: Option<Version>,
 }
 
 impl Listing {
-    pub(crate) fn read(folder: &Path) -> Result<Self> {
-        let failed = |error| Error::io(Code::Io, error).at_path(folder);
-        let metadata = fs::metadata(folder).map_err(failed)?;
-        let mut names = Vec::new();
-        for entry in fs::read_dir(folder).map_err(failed)? {
-            // A name that is not UTF-8 cannot be named by an index or by Hugging Face's rules.
-            if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
-                names.push(name);
-            }
-        }
+    pub(crate) fn of(folder: &Arc<dyn Folder>) -> Result<Self> {
+        let at_folder = |error: Error| error.at_path(folder.place(""));
+        let version = folder.version("").map_err(at_folder)?;
+        let mut names = folder.names().map_err(at_folder)?;
         names.sort_unstable();
         Ok(Self {
-            folder: folder.to_path_buf(),
+            folder: Arc::clone(folder),
             names,
-            changed: (metadata.mtime(), metadata.mtime_nsec()),
+            version,
         })
+    }
+
+    /// Of a folder on a disk.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let folder: Arc<dyn Folder> = Arc::new(DiskFolder::new(folder));
+        Self::of(&folder)
     }
 
     /// Safetensors files in the folder, except those that `used` says belong to the checkpoint.
     pub(crate) fn others(&self, used: impl Fn(&Path) -> bool) -> impl Iterator<Item = PathBuf> {
         self.safetensors()
-            .map(|name| self.folder.join(name))
+            .map(|name| self.folder.place(name))
             .filter(move |path| !used(path))
     }
 
     /// The checkpoint of the folder.
     pub(crate) fn choose(&self, variant: Option<&str>) -> Result<Located> {
         let located = self.located(variant);
-        located.map_err(|error| error.at_path(&self.folder))
+        located.map_err(|error| error.at_path(self.folder.place("")))
     }
 
     /// Whether the folder holds what it held.
     pub(crate) fn still_holds(&self) -> bool {
-        Self::read(&self.folder).is_ok_and(|now| now == *self)
+        let is_same = |now: &Self| match (&self.version, &now.version) {
+            (Some(then), Some(now)) => then.is_same(now),
+            _ => true,
+        };
+        Self::of(&self.folder).is_ok_and(|now| now.names == self.names && is_same(&now))
     }
 
     /// The names, sorted.
@@ -211,7 +253,6 @@ impl Listing {
         let overruled = self.overruled(&indexes, &singles)?;
         indexes.retain(|name| !overruled.contains(name));
         singles.retain(|name| !overruled.contains(name));
-        let path = |name: &str| self.folder.join(name);
         let ambiguous = |names: &mut dyn Iterator<Item = &String>| {
             let error = Error::new(Code::AmbiguousCheckpoint);
             Err(error.found(sample(names.map(String::as_str))))
@@ -229,17 +270,15 @@ impl Listing {
                     false => error,
                 })
             }
-            ([], [single]) => Ok(Some(Located::File(path(single)))),
+            ([], [single]) => Ok(Some(Located::File(single.clone()))),
             ([], several) => ambiguous(&mut several.iter()),
             ([index], _) => {
                 let same = index_of(index);
                 let same = singles.iter().find(|name| Some(*name) == same.as_ref());
-                Ok(Some(match same {
-                    None => Located::Index(path(index)),
-                    Some(single) => Located::Both {
-                        index: path(index),
-                        single: path(single),
-                    },
+                let index = index.clone();
+                Ok(Some(match same.cloned() {
+                    None => Located::Index(index),
+                    Some(single) => Located::Both { index, single },
                 }))
             }
             (several, _) => ambiguous(&mut several.iter()),
@@ -249,6 +288,10 @@ impl Listing {
     /// Those files that are not the checkpoint any more, or not yet, because somebody is saving, or
     /// was when his process died.
     fn overruled(&self, indexes: &[String], singles: &[String]) -> Result<Vec<String>> {
+        // Nobody saves anywhere else, and a journal says nothing of a copy of its folder.
+        let Some(folder) = self.folder.local() else {
+            return Ok(Vec::new());
+        };
         let names: Vec<&str> = indexes.iter().chain(singles).map(String::as_str).collect();
         let of_indexes = indexes.iter().filter_map(|name| index_of(name));
         let checkpoints: BTreeSet<String> = of_indexes.chain(singles.iter().cloned()).collect();
@@ -257,13 +300,13 @@ impl Listing {
             if !self.has(&Journal::name(&single)) {
                 continue;
             }
-            let journal = match Journal::read(&self.folder, &single) {
+            let journal = match Journal::read(folder, &single) {
                 // There is no doubt which file is meant.
                 Err(_) if names.len() < 2 => None,
                 journal => journal?,
             };
             if let Some(journal) = journal {
-                overruled.extend(journal.overruled(&self.folder, &names)?);
+                overruled.extend(journal.overruled(folder, &names)?);
             }
         }
         Ok(overruled)
@@ -312,12 +355,10 @@ mod tests {
     fn choose(names: &[&str], variant: Option<&str>) -> Result<Located> {
         let mut names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         names.sort_unstable();
-        let folder = PathBuf::new();
-        let changed = (0, 0);
         let listing = Listing {
-            folder,
+            folder: Arc::new(DiskFolder::new("")),
             names,
-            changed,
+            version: None,
         };
         listing.choose(variant)
     }

@@ -18,6 +18,7 @@ mod locate;
 mod names;
 mod open;
 mod owners;
+mod quantized;
 mod read;
 mod reopen;
 mod report;
@@ -26,6 +27,7 @@ mod save;
 mod scattered;
 mod shard_file;
 mod shard_name;
+mod unusual;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,9 +39,10 @@ use owners::Owners;
 use crate::error::{Code, Error, Finding, Result};
 use crate::format::header::{TensorInfo, UnsupportedTensor};
 use crate::io::extent::Extent;
+use crate::io::folder::{Folder, Place};
 use crate::io::source::{MemorySource, ReadAt};
 
-pub use check::{Verification, VerifyLevel, VerifyOptions, verify};
+pub use check::{Verification, VerifyLevel, VerifyOptions, verify, verify_opened};
 pub use commit::locked_folder::NotRecovered;
 pub use commit::losses::Losses;
 pub use dialect::Dialect;
@@ -49,7 +52,9 @@ pub use digest::{
     Algorithm, Digest, DigestOf, DigestOptions, Manifest, ManifestEntry, verify_digests,
 };
 pub use edit::metadata::{MetadataChange, MetadataWrite, change_metadata};
+pub use edit::shard_metadata::change_shard_metadata;
 pub use edit::write_index::{IndexOutcome, IndexReport, write_index};
+pub use from_tensors::ForeignFile;
 pub use index::Index;
 pub use into_checkpoint::IntoCheckpoint;
 pub use load::{
@@ -58,6 +63,7 @@ pub use load::{
 pub use locate::Prefer;
 pub use names::natural_order;
 pub use open::{Io, OpenOptions};
+pub use quantized::{Companion, Quantization, QuantizedTensor, Role, Scheme};
 pub use read::Fill;
 pub use report::{CastRecord, LoadReport, Mismatch};
 pub use reshard::{
@@ -100,6 +106,8 @@ pub use shard_file::ShardFile;
 #[derive(Clone)]
 pub struct Checkpoint {
     path: Option<Arc<Path>>,
+    /// Where its index is, or else its first file.
+    folder: Option<Arc<dyn Folder>>,
     kind: CheckpointKind,
     files: Arc<[ShardFile]>,
     /// Which file serves a tensor; `None` where there is only one file.
@@ -111,6 +119,8 @@ pub struct Checkpoint {
     warnings: Arc<Vec<Finding>>,
     /// Positions of stored tensors (file, tensor in its header) in natural order of their names.
     order: Arc<OnceLock<Vec<(u32, u32)>>>,
+    /// Found when it is first asked for.
+    quantization: Arc<OnceLock<Quantization>>,
 }
 
 /// What a checkpoint was opened from.
@@ -140,7 +150,8 @@ pub struct Totals {
 
 impl Checkpoint {
     /// Opens what is at `path`: a safetensors file, an index, a folder with either of them, or a
-    /// repository in the Hugging Face cache. Links are followed.
+    /// repository in the Hugging Face cache. Links are followed. A path such as `hf://org/name` is a place
+    /// with a scheme, which [`OpenOptions::resolver`] has to know.
     ///
     /// Reads headers only: one or two reads a file. If a checkpoint is saved in its place meanwhile, the
     /// one or the other is opened, never a mixture.
@@ -158,6 +169,15 @@ impl Checkpoint {
     /// As [`Checkpoint::open`].
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         open::open(path.as_ref(), options)
+    }
+
+    /// Opens what is at a place: in memory, or wherever somebody's [`Folder`] leads. A repository in the
+    /// Hugging Face cache is found by its path alone.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_place(place: &Place, options: &OpenOptions) -> Result<Self> {
+        open::open_place(place, options)
     }
 
     /// Opens a list of files as one checkpoint, without an index. No name may be in two of them.
@@ -205,6 +225,7 @@ impl Checkpoint {
             .is_none_or(|owners| owners.len() == stored.sum::<usize>());
         let mut checkpoint = Self {
             path: None,
+            folder: None,
             kind,
             files: files.into(),
             owners: owners.map(Arc::new),
@@ -213,6 +234,7 @@ impl Checkpoint {
             aliases: Arc::default(),
             warnings: Arc::default(),
             order: Arc::default(),
+            quantization: Arc::default(),
         };
         checkpoint.aliases = Arc::new(checkpoint.recorded_aliases());
         checkpoint
@@ -225,7 +247,7 @@ impl Checkpoint {
         }
     }
 
-    /// Where it was opened, if it was opened by one path.
+    /// Where it was opened, if it was opened by one path, or one place with a scheme.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
@@ -235,11 +257,9 @@ impl Checkpoint {
         self.kind
     }
 
-    /// The folder that its index is in, or else its first file.
+    /// The folder on a disk that its index is in, or else its first file.
     fn folder(&self) -> Option<&Path> {
-        let index = self.index().map(Index::path);
-        let file = || self.files.first().and_then(ShardFile::path);
-        index.or_else(file)?.parent()
+        self.folder.as_ref()?.local()
     }
 
     /// Its files, in the order of the index or of the list.

@@ -1,24 +1,23 @@
 //! Opening a checkpoint: every header read, everything checked before anything is handed out.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::capped::Capped;
-use super::file_names::index_of;
 use super::index::Index;
-use super::locate::{Listing, Located, Place, Prefer, index_at_a_glance};
+use super::locate::{Listing, Located, Prefer, index_at_a_glance};
 use super::names::{natural_order, sample};
 use super::owners::Owners;
 use super::reopen::{Seen, settled};
-use super::scattered::MEMORY;
+use super::unusual::{warn_of_other_files, warn_of_total_size, warn_of_unlisted_tensors};
 use super::{Checkpoint, CheckpointKind, ShardFile};
 use crate::error::{Code, Error, Result};
 use crate::format::header::{Header, HeaderOptions, Prefix, Profile, UnknownDtype};
 use crate::io::access::Access;
+use crate::io::folder::{Folder, FolderFile, Place, Resolve};
 use crate::io::mmap::MappedSource;
 use crate::io::pool::FilePool;
-use crate::io::source::{FileSource, MemorySource, ReadAt, read_vec};
+use crate::io::source::{FileSource, MEMORY, MemorySource, ReadAt, read_vec};
 use crate::io::workers::{Workers, threads};
 use crate::limits::Limits;
 
@@ -41,10 +40,12 @@ pub struct OpenOptions {
     /// hold them; `None` for all. Nothing else is checked, served or warned of, which saves most of
     /// the time of opening where one tensor is wanted.
     pub only: Option<Vec<String>>,
+    /// What knows places with a scheme, such as `hf://org/name`; without it, there are only paths.
+    pub resolver: Option<Arc<dyn Resolve>>,
 }
 
 impl OpenOptions {
-    fn header(&self) -> HeaderOptions {
+    pub(super) fn header(&self) -> HeaderOptions {
         HeaderOptions {
             profile: self.profile,
             limits: self.limits,
@@ -81,34 +82,44 @@ impl Io {
     }
 }
 
-/// Opens what is at a path.
+/// Opens what is at a path, or behind a scheme.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint> {
-    settled(|seen| open_once(path, options, seen))
+    let mut checkpoint = settled(|seen| {
+        let place = Place::at(path, options.resolver.as_deref())?;
+        open_once(&place, options, seen)
+    })?;
+    checkpoint.path = Some(path.into());
+    Ok(checkpoint)
 }
 
-fn open_once(path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Checkpoint> {
+/// Opens what is at a place.
+pub(super) fn open_place(place: &Place, options: &OpenOptions) -> Result<Checkpoint> {
+    settled(|seen| open_once(place, options, seen))
+}
+
+fn open_once(place: &Place, options: &OpenOptions, seen: &mut Seen) -> Result<Checkpoint> {
+    let folder = &place.folder;
     let opener = Opener::new(options);
-    // Nobody is going to be warned of other files.
-    let glance = options.only.is_some() && options.variant.is_none();
-    let index = glance.then(|| index_at_a_glance(path)).flatten();
-    // It may be gone again, if a single file takes its place.
-    let index = index.and_then(|index| FileSource::open(index).ok());
-    let mut checkpoint = match index {
-        Some(index) => opener.opened_index(index, seen)?,
-        None => match Place::at(path)? {
-            Place::File(file) => opener.file(&file)?,
-            Place::Index(index) => opener.index(&index, seen)?,
-            Place::Folder(listing) => {
-                let listing = seen.listing.insert(listing);
-                match listing.choose(options.variant.as_deref())? {
-                    Located::File(file) => opener.file(&file)?,
-                    Located::Index(index) => opener.index(&index, seen)?,
-                    Located::Both { index, single } => opener.both(&index, &single, seen)?,
-                }
-            }
-        },
+    match (&place.name, place.index()) {
+        (_, Some(index)) => return opener.index(FolderFile::open(folder, index)?, seen),
+        (Some(file), None) => return opener.file(folder, file),
+        (None, None) => {}
+    }
+    if options.only.is_some()
+        && options.variant.is_none()
+        // Nobody is going to be warned of other files.
+        && let Some(index) = index_at_a_glance(folder)
+    {
+        return opener.index(index, seen);
+    }
+    let listing = seen.listing.insert(Listing::of(folder)?);
+    let mut checkpoint = match listing.choose(options.variant.as_deref())? {
+        Located::File(file) => opener.file(folder, &file)?,
+        Located::Index(index) => opener.index(FolderFile::open(folder, &index)?, seen)?,
+        Located::Both { index, single } => {
+            opener.both(FolderFile::open(folder, &index)?, &single, seen)?
+        }
     };
-    checkpoint.path = Some(path.into());
     if let Some(listing) = &seen.listing
         && options.only.is_none()
     {
@@ -119,12 +130,30 @@ fn open_once(path: &Path, options: &OpenOptions, seen: &mut Seen) -> Result<Chec
 
 /// Opens a list of files as one checkpoint.
 pub(super) fn open_files(paths: &[PathBuf], options: &OpenOptions) -> Result<Checkpoint> {
-    let opener = Opener::new(options);
     limit_shards(paths.len(), options)?;
-    let files = side_by_side(paths, Access::LOCAL, |path| {
-        opener.open(path.to_string_lossy().into_owned(), path)
-    })?;
-    of_files(files)
+    let opener = Opener::new(options);
+    let open = |path: &PathBuf| {
+        let place = Place::of_file(path, options.resolver.as_deref())?;
+        let name = place.name.unwrap_or_default();
+        let called = path.to_string_lossy().into_owned();
+        Ok((opener.open(&place.folder, &name, called)?, place.folder))
+    };
+    // The first one says how the others want to be read.
+    let (first, others) = paths.split_at(paths.len().min(1));
+    let first: Vec<_> = first.iter().map(open).collect();
+    let mut access = first.iter().flatten().map(|(file, _)| file.source.access());
+    let access = access.next().unwrap_or_default();
+    let others = side_by_side(others, access, open)?;
+    let (mut files, mut folder) = (Vec::new(), None);
+    for opened in first.into_iter().chain(others) {
+        files.push(opened.map(|(file, its_folder)| {
+            folder.get_or_insert(its_folder);
+            file
+        }));
+    }
+    let mut checkpoint = of_files(files)?;
+    checkpoint.folder = folder;
+    Ok(checkpoint)
 }
 
 /// Opens sources of any kind as one checkpoint.
@@ -137,7 +166,7 @@ pub(super) fn open_sources(
     let files = side_by_side(sources, access.unwrap_or_default(), |(name, source)| {
         let header = read_header(&*source, &options.header());
         let header = header.map_err(|error| error.at_path(&name))?;
-        Ok(ShardFile::new(name, None, source, header))
+        Ok(ShardFile::new(name, source, header))
     })?;
     of_files(files)
 }
@@ -146,7 +175,7 @@ pub(super) fn open_sources(
 pub(super) fn open_bytes(bytes: MemorySource, options: &OpenOptions) -> Result<Checkpoint> {
     let source = Arc::new(bytes);
     let header = read_header(&*source, &options.header())?;
-    let file = ShardFile::new(MEMORY.into(), None, source, header);
+    let file = ShardFile::new(MEMORY.into(), source, header);
     Ok(Checkpoint::new(
         CheckpointKind::File,
         vec![file],
@@ -170,41 +199,35 @@ impl<'o> Opener<'o> {
         }
     }
 
-    fn file(&self, path: &Path) -> Result<Checkpoint> {
-        let name = path.file_name().unwrap_or(path.as_os_str());
-        let file = self.open(name.to_string_lossy().into_owned(), path)?;
-        Ok(Checkpoint::new(
-            CheckpointKind::File,
-            vec![file],
-            None,
-            None,
-        ))
+    fn file(&self, folder: &Arc<dyn Folder>, name: &str) -> Result<Checkpoint> {
+        let file = self.open(folder, name, name.to_owned())?;
+        let mut checkpoint = Checkpoint::new(CheckpointKind::File, vec![file], None, None);
+        checkpoint.folder = Some(Arc::clone(folder));
+        Ok(checkpoint)
     }
 
     /// A folder with an index and a single file of its name: fine if the index names the file, or if only
     /// one of the two can be opened at all.
-    fn both(&self, index_path: &Path, single: &Path, seen: &mut Seen) -> Result<Checkpoint> {
+    fn both(&self, file: FolderFile, single: &str, seen: &mut Seen) -> Result<Checkpoint> {
+        let folder = &file.folder;
         if self.options.prefer == Prefer::Single {
-            return self.file(single);
+            return self.file(folder, single);
         }
-        let file = FileSource::open(index_path)?;
         let index = self.read_index(&file);
-        let folder = index_path.parent().unwrap_or(Path::new(""));
-        let is_listed = |index: &Index| {
-            let mut shards = index.shards.iter();
-            shards.any(|shard| shard.below(folder) == single)
-        };
         let is_meant = match &index {
-            Ok(index) => self.options.prefer == Prefer::Index || is_listed(index),
+            Ok(index) => {
+                let mut shards = index.shards();
+                self.options.prefer == Prefer::Index || shards.any(|shard| shard == single)
+            }
             Err(_) => self.options.prefer == Prefer::Index,
         };
         if is_meant {
-            seen.index = Some(file);
-            return self.shards(index?);
+            let file = seen.index.insert(file);
+            return self.shards(index?, file);
         }
-        let index = index.and_then(|index| self.shards(index));
-        let (mut taken, other) = match (index, self.file(single)) {
-            (Ok(_), Ok(_)) => return Err(ambiguous(folder, index_path)),
+        let index = index.and_then(|index| self.shards(index, &file));
+        let (mut taken, other) = match (index, self.file(folder, single)) {
+            (Ok(_), Ok(_)) => return Err(ambiguous(&file, single)),
             (Ok(taken), Err(other)) | (Err(other), Ok(taken)) => (taken, other),
             (Err(error), Err(_)) => return Err(error),
         };
@@ -218,29 +241,25 @@ impl<'o> Opener<'o> {
         Ok(taken)
     }
 
-    fn index(&self, path: &Path, seen: &mut Seen) -> Result<Checkpoint> {
-        self.opened_index(FileSource::open(path)?, seen)
-    }
-
-    fn opened_index(&self, file: FileSource, seen: &mut Seen) -> Result<Checkpoint> {
+    fn index(&self, file: FolderFile, seen: &mut Seen) -> Result<Checkpoint> {
         let file = seen.index.insert(file);
-        self.shards(self.read_index(file)?)
+        self.shards(self.read_index(file)?, file)
     }
 
-    fn read_index(&self, file: &FileSource) -> Result<Index> {
-        Index::read(file, &self.options.limits, self.options.only.as_deref())
+    fn read_index(&self, file: &FolderFile) -> Result<Index> {
+        let only = self.options.only.as_deref();
+        Index::read(file, &self.options.limits, only)
     }
 
-    fn shards(&self, mut index: Index) -> Result<Checkpoint> {
-        let folder = index.path().parent().unwrap_or(Path::new("")).to_path_buf();
+    fn shards(&self, mut index: Index, file: &FolderFile) -> Result<Checkpoint> {
         let mut tensors_of = vec![Vec::new(); index.shards.len()];
         for (tensor, file) in index.weight_map.iter() {
             if let Some(tensors) = tensors_of.get_mut(file as usize) {
                 tensors.push(tensor);
             }
         }
-        let opened = side_by_side(&index.shards, Access::LOCAL, |shard| {
-            self.open(shard.to_string(), &shard.below(&folder))
+        let opened = side_by_side(&index.shards, file.source.access(), |shard| {
+            self.open(&file.folder, shard.as_str(), shard.to_string())
         })?;
         let mut problems = Vec::new();
         let mut files = Vec::new();
@@ -258,6 +277,7 @@ impl<'o> Opener<'o> {
         let owners = std::mem::take(&mut index.weight_map);
         let mut checkpoint =
             Checkpoint::new(CheckpointKind::Index, files, Some(owners), Some(index));
+        checkpoint.folder = Some(Arc::clone(&file.folder));
         checkpoint.warnings = warnings.into();
         if self.options.only.is_none() {
             warn_of_unlisted_tensors(&mut checkpoint);
@@ -266,17 +286,38 @@ impl<'o> Opener<'o> {
         Ok(checkpoint)
     }
 
-    /// Opens one file and reads its header; errors name the path.
-    fn open(&self, name: String, path: &Path) -> Result<ShardFile> {
-        let source: Arc<dyn ReadAt> = match self.options.io.0 {
-            IoKind::Pread => Arc::new(self.pool.source(path)?),
+    /// Opens one file and reads its header; errors name its place.
+    fn open(&self, folder: &Arc<dyn Folder>, name: &str, called: String) -> Result<ShardFile> {
+        let place = folder.place(name);
+        let source = match self.options.io.0 {
+            IoKind::Pread => self.pool.open(&**folder, name),
             // SAFETY: whoever made `Io::mmap` promised what this asks for.
             #[allow(unsafe_code)]
-            IoKind::Mmap => Arc::new(unsafe { MappedSource::open(path) }?),
+            IoKind::Mmap => folder
+                .open(name)
+                .and_then(|source| unsafe { mapped(source) }),
         };
-        let header = read_header(&*source, &self.header_options);
-        let header = header.map_err(|error| error.at_path(path))?;
-        Ok(ShardFile::new(name, Some(path.into()), source, header))
+        let opened = source.and_then(|source| {
+            let header = read_header(&*source, &self.header_options)?;
+            Ok(ShardFile::new(called, source, header))
+        });
+        match opened {
+            Ok(file) => Ok(file.in_folder(&**folder, place)),
+            Err(error) => Err(error.at_path(place)),
+        }
+    }
+}
+
+/// A local file, mapped; any other source as it is.
+///
+/// # Safety
+/// As [`MappedSource::open`].
+#[allow(unsafe_code)]
+unsafe fn mapped(source: Arc<dyn ReadAt>) -> Result<Arc<dyn ReadAt>> {
+    match FileSource::of(source) {
+        // SAFETY: passed on.
+        Ok(file) => Ok(Arc::new(unsafe { MappedSource::of(&file) }?)),
+        Err(source) => Ok(source),
     }
 }
 
@@ -284,11 +325,11 @@ impl<'o> Opener<'o> {
 ///
 /// # Errors
 /// `limit-memory`.
-fn side_by_side<I: Send>(
+fn side_by_side<I: Send, T: Send>(
     items: impl IntoIterator<Item = I, IntoIter: ExactSizeIterator + Send>,
     access: Access,
-    open: impl Fn(I) -> Result<ShardFile> + Sync,
-) -> Result<Vec<Result<ShardFile>>> {
+    open: impl Fn(I) -> Result<T> + Sync,
+) -> Result<Vec<Result<T>>> {
     /// So many local files are opened before another thread has started.
     const WORTH_A_THREAD: usize = 64;
     let items = items.into_iter();
@@ -302,13 +343,12 @@ fn side_by_side<I: Send>(
 }
 
 /// The error of a folder that holds two checkpoints of one name.
-fn ambiguous(folder: &Path, index: &Path) -> Error {
-    let index = index.file_name().unwrap_or_default().to_string_lossy();
-    let single = index_of(&index).unwrap_or_default();
+fn ambiguous(index: &FolderFile, single: &str) -> Error {
     Error::new(Code::AmbiguousCheckpoint)
-        .at_path(folder)
+        .at_path(index.folder.place(""))
         .found(format_args!(
-            "`{index}`, and `{single}` that it does not name"
+            "`{}`, and `{single}` that it does not name",
+            index.name
         ))
         .help(
             "one of them is out of date: pass the path of the one you mean, or choose with \
@@ -435,61 +475,4 @@ fn limit_shards(found: usize, options: &OpenOptions) -> Result<()> {
     }
     let error = Error::new(Code::LimitShards);
     Err(error.expected(format_args!("at most {limit}")).found(found))
-}
-
-/// Tensors of a shard that the index does not place there are not served, but said.
-fn warn_of_unlisted_tensors(checkpoint: &mut Checkpoint) {
-    if checkpoint.serves_all {
-        return;
-    }
-    let mut warnings = Capped::default();
-    for (position, file) in checkpoint.files.iter().enumerate() {
-        for tensor in file.names() {
-            let owner = checkpoint.owner(tensor);
-            if owner == Some(position) {
-                continue;
-            }
-            warnings.push(|| {
-                let warning = Error::new(Code::UnlistedTensor)
-                    .at_path(file.place())
-                    .in_tensor(tensor);
-                match owner.and_then(|owner| checkpoint.files.get(owner)) {
-                    Some(owner) => {
-                        warning.found(format_args!("the index places it in `{}`", owner.name))
-                    }
-                    None => warning,
-                }
-            });
-        }
-    }
-    checkpoint.warn(warnings.into_vec());
-}
-
-fn warn_of_total_size(checkpoint: &mut Checkpoint) {
-    let Some(index) = &checkpoint.index else {
-        return;
-    };
-    // Absent is common; torch and mflux leave it out or disagree on tied tensors.
-    let Some(stated) = index.metadata().get("total_size") else {
-        return;
-    };
-    let unknown = checkpoint.unsupported();
-    let unknown = unknown.map(|tensor| tensor.end - tensor.start).sum::<u64>();
-    let actual = checkpoint.totals().bytes.saturating_add(unknown);
-    if stated.as_u64() != Some(actual) {
-        let warning = Error::new(Code::TotalSize)
-            .at_path(index.path())
-            .expected(actual)
-            .found(stated);
-        checkpoint.warn([warning]);
-    }
-}
-
-fn warn_of_other_files(checkpoint: &mut Checkpoint, listing: &Listing) {
-    let used: HashSet<_> = checkpoint.files.iter().map(ShardFile::place).collect();
-    let mut warnings = Capped::default();
-    for path in listing.others(|path| used.contains(path)) {
-        warnings.push(|| Error::new(Code::UnlistedFile).at_path(path));
-    }
-    checkpoint.warn(warnings.into_vec());
 }

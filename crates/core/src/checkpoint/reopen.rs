@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::Checkpoint;
 use super::locate::Listing;
 use crate::error::{Code, Result};
-use crate::io::source::FileSource;
+use crate::io::folder::FolderFile;
 
 /// Attempts before it is given up.
 const ATTEMPTS: u64 = 100;
@@ -25,9 +25,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct Seen {
     /// The names in the folder.
     pub(super) listing: Option<Listing>,
-    /// The index. It stays open, so that no other file can be taken for it: nothing else tells it for
-    /// certain from one that came later.
-    pub(super) index: Option<FileSource>,
+    /// The index, open.
+    pub(super) index: Option<FolderFile>,
 }
 
 /// Attempts it until what it rests on is at the end what it was at the beginning. An error that would
@@ -105,7 +104,7 @@ mod tests {
         let index = folder.path().join("index");
         fs::write(&index, "index").unwrap();
         let (result, count) = attempts(|count, seen| {
-            seen.index = Some(FileSource::open(&index)?);
+            seen.index = Some(FolderFile::at(&index)?);
             match count {
                 1 => replace(&index),
                 2 => fs::write(&index, "in place").unwrap(),
@@ -128,7 +127,7 @@ mod tests {
         let index = folder.path().join("index");
         fs::write(&index, "index").unwrap();
         let (result, count) = attempts(|_, seen| {
-            seen.index = Some(FileSource::open(&index)?);
+            seen.index = Some(FolderFile::at(&index)?);
             replace(&index);
             Ok(checkpoint())
         });
@@ -154,7 +153,7 @@ mod tests {
         // The index holds still, and the error is about what it names.
         let (result, count) = attempts(|_, seen| {
             seen.listing = Some(Listing::read(folder.path())?);
-            seen.index = Some(FileSource::open(&index)?);
+            seen.index = Some(FolderFile::at(&index)?);
             fs::write(folder.path().join("another"), "").unwrap();
             failed()
         });

@@ -10,7 +10,7 @@ use crate::error::{Code, Error, Result};
 use crate::io::buffer::fill_all;
 use crate::io::data::TensorData;
 use crate::io::extent::Extent;
-use crate::io::source::{ReadAt, copy_at};
+use crate::io::source::{MEMORY, ReadAt, copy_at};
 
 /// The bytes of a file whose tensors lie elsewhere.
 pub(super) struct Scattered {
@@ -76,9 +76,6 @@ impl Scattered {
         })
     }
 }
-
-/// What errors call tensors that lie in no file.
-pub(super) const MEMORY: &str = "memory";
 
 impl ReadAt for Scattered {
     fn len(&self) -> u64 {

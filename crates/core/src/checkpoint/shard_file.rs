@@ -6,32 +6,43 @@ use std::sync::Arc;
 use super::scattered::Scattered;
 use crate::format::header::{Header, TensorInfo};
 use crate::io::extent::Extent;
+use crate::io::folder::Folder;
 use crate::io::source::ReadAt;
 
 /// One file of a checkpoint.
 #[derive(Debug)]
 pub struct ShardFile {
     pub(super) name: String,
-    path: Option<PathBuf>,
+    /// What errors call it, where that is not its name.
+    place: Option<PathBuf>,
+    is_on_disk: bool,
     pub(super) source: Arc<dyn ReadAt>,
     pub(super) header: Header,
     /// Where the tensors lie, where that is not behind the header.
     scattered: Option<Arc<Scattered>>,
+    /// What it is on a disk, where that is no safetensors file.
+    foreign: Option<Arc<dyn ReadAt>>,
 }
 
 impl ShardFile {
-    pub(super) fn new(
-        name: String,
-        path: Option<PathBuf>,
-        source: Arc<dyn ReadAt>,
-        header: Header,
-    ) -> Self {
+    pub(super) fn new(name: String, source: Arc<dyn ReadAt>, header: Header) -> Self {
         Self {
             name,
-            path,
+            place: None,
+            is_on_disk: false,
             source,
             header,
             scattered: None,
+            foreign: None,
+        }
+    }
+
+    /// A file of a folder.
+    pub(super) fn in_folder(self, folder: &dyn Folder, place: PathBuf) -> Self {
+        Self {
+            place: Some(place),
+            is_on_disk: folder.local().is_some(),
+            ..self
         }
     }
 
@@ -40,7 +51,15 @@ impl ShardFile {
         let file = Arc::new(file);
         Self {
             scattered: Some(file.clone()),
-            ..Self::new(name, None, file, header)
+            ..Self::new(name, file, header)
+        }
+    }
+
+    /// A file of another format.
+    pub(super) fn foreign(self, file: Arc<dyn ReadAt>) -> Self {
+        Self {
+            foreign: Some(file),
+            ..self
         }
     }
 
@@ -49,9 +68,9 @@ impl ShardFile {
         &self.name
     }
 
-    /// Where it is, if it is a file.
+    /// Where it is, if it is a file on a disk.
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.place.as_deref().filter(|_| self.is_on_disk)
     }
 
     /// Which tensors it holds, those not served included, and its metadata.
@@ -61,7 +80,7 @@ impl ShardFile {
 
     /// What errors call it.
     pub(super) fn place(&self) -> &Path {
-        self.path.as_deref().unwrap_or(Path::new(&self.name))
+        self.place.as_deref().unwrap_or(Path::new(&self.name))
     }
 
     /// The names of all its tensors, in data order, those of unknown dtype behind the others.
@@ -73,6 +92,12 @@ impl ShardFile {
     /// Its bytes.
     pub fn source(&self) -> &Arc<dyn ReadAt> {
         &self.source
+    }
+
+    /// The bytes that others find under its name: those of [`ShardFile::source`], unless it is a file of
+    /// another format.
+    pub fn on_disk(&self) -> &Arc<dyn ReadAt> {
+        self.foreign.as_ref().unwrap_or(&self.source)
     }
 
     /// Where one of its tensors lies.

@@ -1,7 +1,6 @@
 //! File names that an index may name.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
 use crate::error::{Code, Error, Result};
 
@@ -25,12 +24,6 @@ impl ShardName {
 
     pub(crate) fn as_str(&self) -> &str {
         &self.0
-    }
-
-    /// Where the file is, from the folder of the index. The folder is taken as it was given: in a
-    /// cache, the index is itself a link into another folder.
-    pub(crate) fn below(&self, folder: &Path) -> PathBuf {
-        folder.join(&self.0)
     }
 }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::name_table::NameTable;
 use super::parse::Parser;
-use super::sniff::foreign_format;
+use super::sniff::{self, Foreign};
 use crate::error::{Code, Error, Result};
 use crate::format::dtype::Dtype;
 use crate::limits::Limits;
@@ -76,7 +76,7 @@ pub struct Prefix {
 impl Prefix {
     /// How many bytes of a file are worth passing to [`Prefix::parse`]: enough to name a foreign
     /// format.
-    pub const WANTED: usize = 64;
+    pub const WANTED: usize = sniff::WANTED;
 
     /// Reads the length from a file's first bytes: 8 are needed, up to [`Prefix::WANTED`] help to
     /// say what a file is that is no safetensors file. `file_len` is checked where it is known.
@@ -84,35 +84,45 @@ impl Prefix {
     /// # Errors
     /// `header-too-short`, `not-safetensors`, `header-too-large`, `header-truncated`.
     pub fn parse(start: &[u8], file_len: Option<u64>, options: &HeaderOptions) -> Result<Self> {
-        let foreign = |error: Error| match foreign_format(start) {
-            Some((name, help)) => Error::new(Code::NotSafetensors).found(name).help(help),
-            None => error,
-        };
+        let foreign = |error: Error| Foreign::of(start).map_or(error, Foreign::error);
         let Some(length) = start.first_chunk::<8>() else {
             let found = file_len.unwrap_or(start.len() as u64);
             let error = Error::new(Code::HeaderTooShort);
             return Err(foreign(error.expected("at least 8 bytes").found(found)));
         };
         let header_len = u64::from_le_bytes(*length);
+        let beyond = file_len.filter(|len| header_len > len.saturating_sub(8));
+        // A header begins with a brace. What begins otherwise may be anything, and no limit is too low for it.
+        let is_header = start.get(8).is_none_or(|&byte| byte == b'{');
+        if let Some(file_len) = beyond
+            && !is_header
+        {
+            return Err(Foreign::without_header(start, header_len, file_len).error());
+        }
+        if header_len == 0
+            && let Some(zeros) = Foreign::of(start)
+        {
+            return Err(zeros.error());
+        }
         let limit = options.limits.header_bytes.min(u64::from(u32::MAX));
         if header_len > limit {
-            return Err(foreign(
-                Error::new(Code::HeaderTooLarge)
-                    .at_offset(0)
-                    .expected(format_args!("at most {limit} bytes"))
-                    .found(header_len),
-            ));
+            let error = Error::new(Code::HeaderTooLarge)
+                .at_offset(0)
+                .expected(format_args!("at most {limit} bytes"))
+                .found(header_len);
+            return Err(match beyond {
+                Some(_) => error.help("the file is shorter: it is damaged, fetch it again"),
+                None if header_len > u64::from(u32::MAX) => {
+                    error.help("nobody writes such a header")
+                }
+                None => foreign(error),
+            });
         }
-        if let Some(file_len) = file_len
-            && header_len > file_len.saturating_sub(8)
-        {
-            let error = Error::new(Code::HeaderTruncated)
+        if let Some(file_len) = beyond {
+            return Err(Error::new(Code::HeaderTruncated)
                 .at_offset(file_len)
                 .expected(format_args!("{header_len} bytes of header"))
-                .found(file_len.saturating_sub(8));
-            // The length of a header can look like the start of a pickle; its brace cannot.
-            let is_header = start.get(8) == Some(&b'{');
-            return Err(if is_header { error } else { foreign(error) });
+                .found(file_len.saturating_sub(8)));
         }
         Ok(Self {
             header_len,
@@ -200,10 +210,9 @@ impl Header {
             .and_then(|len| rest.get(..len))
             .unwrap_or(rest);
         match prefix.header(json, options) {
-            Err(error) if json.first() != Some(&b'{') => match foreign_format(start) {
-                Some((name, help)) => Err(Error::new(Code::NotSafetensors).found(name).help(help)),
-                None => Err(error),
-            },
+            Err(error) if json.first() != Some(&b'{') => {
+                Err(Foreign::of(start).map_or(error, Foreign::error))
+            }
             result => result,
         }
     }
@@ -223,6 +232,14 @@ impl Header {
     /// The tensors in the order of their data; empty tensors at the same place in header order.
     pub fn tensors(&self) -> impl DoubleEndedIterator<Item = TensorInfo<'_>> {
         self.entries.iter().filter_map(|entry| self.info(entry))
+    }
+
+    /// Positions of the tensors whose dtype is one of some: no name or shape is looked at.
+    pub(crate) fn positions_of(&self, dtypes: &[Dtype]) -> impl Iterator<Item = usize> {
+        let entries = self.entries.iter().enumerate();
+        let found =
+            entries.filter(|(_, entry)| entry.dtype.is_some_and(|dtype| dtypes.contains(&dtype)));
+        found.map(|(position, _)| position)
     }
 
     /// The tensor of that name, found by hash.

@@ -322,6 +322,39 @@ pub(crate) fn filled_vec(
     Ok(unsafe { buffer.assume_filled() })
 }
 
+/// A buffer that is filled again and again, in the same memory, which is never zeroed.
+#[derive(Default)]
+pub(crate) struct Refilled(Vec<u8>);
+
+impl Refilled {
+    /// Fills it with `len` bytes, as [`fill_all`]; if it has not so much room, it gets room for `at_least`.
+    ///
+    /// # Errors
+    /// `limit-memory`; those of `read`, and then it is empty.
+    pub(crate) fn fill(
+        &mut self,
+        at_least: u64,
+        len: u64,
+        read: impl for<'r> FnMut(usize, &'r mut [MaybeUninit<u8>]) -> Result<&'r mut [u8]>,
+    ) -> Result<()> {
+        self.0.clear();
+        let fits = |len: u64| usize::try_from(len).unwrap_or(usize::MAX);
+        if self.0.capacity() < fits(len) {
+            self.0 = room(fits(len.max(at_least)))?;
+        }
+        let room = self.0.spare_capacity_mut().get_mut(..fits(len));
+        let filled = fill_all(room.unwrap_or_default(), read)?.len();
+        // SAFETY: `fill_all` has seen so many bytes initialised, from the beginning on.
+        unsafe { self.0.set_len(filled) };
+        Ok(())
+    }
+
+    /// What it was filled with.
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,6 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::access::Access;
@@ -197,23 +196,18 @@ fn useful_threads(pieces: usize, effort: u64, access: &Access, options: &ReadOpt
     }
 }
 
-/// Says of each piece whether it is read together with the one before it: both are short, and they lie near
-/// to each other in one source. A call costs more than copying them once more.
+/// Says of each piece whether it is read together with the one before it.
 fn together(access: &Access) -> impl FnMut(&Piece<'_>, &Piece<'_>) -> bool {
-    let Access { gap, together, .. } = *access;
+    let access = *access;
     let mut first = None;
     move |before, piece| {
         let mut joins = || {
-            let (one, other) = (before.span(), piece.span());
-            let near = one.end..=one.end.saturating_add(gap);
-            let is_near = before.extent.address() == piece.extent.address()
-                && near.contains(&other.start)
-                && piece.extent.source.as_bytes().is_none();
-            // Some have gaps of their own.
-            let is_short = one.end - one.start <= gap && other.end - other.start <= gap;
-            is_near && is_short && other.end - *first.get_or_insert(one.start) <= together
+            // Some have gaps of their own, which count.
+            let (one, other) = (before.spanned(), piece.spanned());
+            one.joins(&other, &access)
+                && other.range().end - *first.get_or_insert(one.start) <= access.together
         };
-        let joins = before.len <= gap && piece.len <= gap && joins();
+        let joins = before.len <= access.gap && piece.len <= access.gap && joins();
         if !joins {
             first = None;
         }
@@ -232,7 +226,7 @@ fn read_batch(batch: &mut [Piece<'_>], access: &Access, scratch: &mut Scratch) -
         }
     };
     let (source, path) = (first.extent.source, first.extent.path);
-    let (start, end) = (first.span().start, last.span().end);
+    let (start, end) = (first.offset(), last.spanned().range().end);
     let mut block = std::mem::take(&mut scratch.block);
     let read = block.first((end - start) as usize).and_then(|room| {
         // Through `fill_all`, so that a source that fills something else is noticed here too.
@@ -243,7 +237,9 @@ fn read_batch(batch: &mut [Piece<'_>], access: &Access, scratch: &mut Scratch) -
     let bytes: &[u8] = read.map_err(|error| {
         // The tensor that it struck, as if each had been read by itself.
         let offset = error.offset().unwrap_or(start);
-        let struck = batch.iter().find(|piece| piece.span().end > offset);
+        let struck = batch
+            .iter()
+            .find(|piece| piece.spanned().range().end > offset);
         let error = error.at_path(path).at_offset(offset);
         error.in_tensor(struck.unwrap_or(first).tensor)
     })?;
@@ -298,13 +294,17 @@ impl Piece<'_> {
     }
 
     /// From its first byte in the source to its last.
-    fn span(&self) -> Range<u64> {
+    fn spanned(&self) -> Extent<'_> {
         let start = self.offset();
-        let end = match self.len {
-            0 => start,
-            len => self.extent.start + self.slice.offset_of(self.from + len - 1) + 1,
+        let len = match self.len {
+            0 => 0,
+            len => self.extent.start + self.slice.offset_of(self.from + len - 1) + 1 - start,
         };
-        start..end
+        Extent {
+            start,
+            len,
+            ..self.extent
+        }
     }
 
     /// Fills the piece's memory: all of it, on `Ok`. `bytes` are those of the source from a place on, where

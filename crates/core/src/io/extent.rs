@@ -1,9 +1,11 @@
 //! Where bytes lie.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::access::Access;
 use super::source::ReadAt;
 
 /// Bytes that lie side by side in a source, such as those of a tensor in a file, exactly as a safetensors
@@ -56,6 +58,30 @@ impl<'s> Extent<'s> {
         let start = usize::try_from(range.start).ok()?;
         let end = usize::try_from(range.end).ok()?;
         self.source.as_bytes()?.get(start..end)
+    }
+
+    /// Whether it and the next one are worth one call: both are short, and they lie near to each other in one
+    /// source. A call costs more than copying them once more.
+    pub(crate) fn joins(&self, next: &Extent<'_>, access: &Access) -> bool {
+        let (end, gap) = (self.range().end, access.gap);
+        self.len <= gap
+            && next.len <= gap
+            && self.address() == next.address()
+            && (end..=end.saturating_add(gap)).contains(&next.start)
+            && next.source.as_bytes().is_none()
+    }
+
+    /// Which of two lies first, where sources are read front to back, one behind the other.
+    pub(crate) fn order(&self, other: &Self) -> Ordering {
+        let sources = match self.address() == other.address() {
+            // Comparing paths takes long.
+            true => Ordering::Equal,
+            false => self
+                .path
+                .cmp(other.path)
+                .then(self.address().cmp(&other.address())),
+        };
+        sources.then(self.start.cmp(&other.start))
     }
 
     /// The address of the source, by which it is told from others as long as it lives.

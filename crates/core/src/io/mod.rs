@@ -11,6 +11,7 @@ pub(crate) mod durability;
 pub(crate) mod engine;
 pub(crate) mod entry;
 pub(crate) mod extent;
+pub(crate) mod folder;
 pub(crate) mod gather;
 pub(crate) mod lock;
 #[allow(unsafe_code)]
@@ -25,4 +26,5 @@ pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod technique;
 pub(crate) mod transfer;
+pub(crate) mod version;
 pub(crate) mod workers;

@@ -2,14 +2,16 @@
 
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::io::Errno;
 
 use super::access::Access;
-use super::source::{FileSource, Identity, ReadAt};
+use super::folder::Folder;
+use super::source::{FileSource, ReadAt};
+use super::version::{Identity, Version};
 use crate::error::{Code, Error, Result};
 
 /// Descriptors that one checkpoint keeps open: enough for any usual one, and little enough for a
@@ -29,34 +31,47 @@ pub(crate) struct FilePool {
 type Ticket = usize;
 
 impl FilePool {
-    /// Opens a file as a source. It stays open until more than [`OPEN_FILES`] others were used
+    /// Opens a file of a folder. A local one stays open until more than [`OPEN_FILES`] others were used
     /// since; then it is opened again when needed, and must be the same file still.
-    pub(crate) fn source(self: &Arc<Self>, path: &Path) -> Result<PooledFile> {
-        let file = self.open(path)?;
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        folder: &dyn Folder,
+        name: &str,
+    ) -> Result<Arc<dyn ReadAt>> {
+        let source = self.with_descriptors(|| folder.open(name));
+        let source = source.map_err(|error| error.at_path(folder.place(name)))?;
+        Ok(match FileSource::of(source) {
+            Ok(file) => Arc::new(self.take_in(file)),
+            Err(source) => source,
+        })
+    }
+
+    fn take_in(self: &Arc<Self>, file: Arc<FileSource>) -> PooledFile {
         let source = PooledFile {
             pool: Arc::clone(self),
             ticket: self.tickets.fetch_add(1, Ordering::Relaxed),
-            path: path.to_path_buf(),
+            path: file.path().to_path_buf(),
             identity: file.identity(),
         };
-        self.keep(source.ticket, &file);
-        Ok(source)
+        self.keep(source.ticket, file);
+        source
     }
 
     fn file(&self, of: &PooledFile) -> Result<Arc<FileSource>> {
         if let Some(file) = self.kept(of.ticket) {
             return Ok(file);
         }
-        let file = match self.open(&of.path) {
+        let file = match self.with_descriptors(|| FileSource::open(&of.path)) {
             Err(error) if error.code() == Code::NotFound => {
                 Err(error.recode(Code::FileChanged).found("no file any more"))
             }
             result => result,
         }?;
+        let file = Arc::new(file);
         // Before it is kept: what is in the pool is read without being looked at again.
         let same = of.identity.check_same(&file.identity());
         same.map_err(|error| error.at_path(&of.path))?;
-        self.keep(of.ticket, &file);
+        self.keep(of.ticket, Arc::clone(&file));
         Ok(file)
     }
 
@@ -73,27 +88,27 @@ impl FilePool {
         Some(file)
     }
 
-    fn keep(&self, ticket: Ticket, file: &Arc<FileSource>) {
+    fn keep(&self, ticket: Ticket, file: Arc<FileSource>) {
         let mut open = self.lock();
         let given_up = match open.len() >= OPEN_FILES {
             true => open.pop_front(),
             false => None,
         };
-        open.push_back((ticket, Arc::clone(file)));
+        open.push_back((ticket, file));
         // Closing it is a call, for which nobody should have to wait.
         drop(open);
         drop(given_up);
     }
 
-    fn open(&self, path: &Path) -> Result<Arc<FileSource>> {
-        let file = match FileSource::open(path) {
+    /// Closes the pool's files and tries again, where there is no descriptor left.
+    fn with_descriptors<T>(&self, open: impl Fn() -> Result<T>) -> Result<T> {
+        match open() {
             Err(error) if out_of_descriptors(&error) => {
                 self.lock().clear();
-                FileSource::open(path)
+                open()
             }
             result => result,
-        };
-        file.map(Arc::new)
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Ticket, Arc<FileSource>)>> {
@@ -136,6 +151,10 @@ impl ReadAt for PooledFile {
             let file = self.pool.file(self);
             file.map_or(Access::LOCAL, |file| file.access())
         })
+    }
+
+    fn version(&self) -> Option<Version> {
+        Some(self.identity.into())
     }
 
     fn check_unchanged(&self) -> Result<()> {

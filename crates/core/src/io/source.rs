@@ -1,12 +1,13 @@
 //! Where bytes come from: anything that can be read at an offset.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,14 +16,15 @@ use rustix::io::Errno;
 
 use super::access::Access;
 use super::buffer::{fill_all, filled_vec};
-use super::mmap::PrivateMap;
+use super::version::{Identity, Version};
 use crate::error::{Code, Error, Result};
 
 /// A source of bytes that is read by position, from any thread.
 ///
-/// Implement it for a source of your own (an HTTP range, an object store) and open it with
-/// [`Checkpoint::from_sources`](crate::Checkpoint::from_sources).
-pub trait ReadAt: Debug + Send + Sync {
+/// Implement it for a source of your own (an HTTP range, an object store), and open it with
+/// [`Checkpoint::from_sources`](crate::Checkpoint::from_sources) or out of a [`Folder`](crate::Folder) of your
+/// own.
+pub trait ReadAt: Any + Debug + Send + Sync {
     /// Length in bytes.
     fn len(&self) -> u64;
 
@@ -43,15 +45,6 @@ pub trait ReadAt: Debug + Send + Sync {
         None
     }
 
-    /// A mapping of its own that may be written to without changing the file, where it is a mapped
-    /// file; the caller of [`Io::mmap`](crate::Io::mmap) vouches for it too.
-    ///
-    /// # Errors
-    /// `file-changed` where its path does not lead to the same file any more; `io`.
-    fn map_private(&self) -> Result<Option<PrivateMap>> {
-        Ok(None)
-    }
-
     /// The file that these are the bytes of, at the same offsets, where there is one: what is saved out
     /// of it is copied by the system and never read.
     ///
@@ -64,6 +57,12 @@ pub trait ReadAt: Debug + Send + Sync {
     /// What reading it costs.
     fn access(&self) -> Access {
         Access::default()
+    }
+
+    /// Which version of the bytes behind its name was opened; `None` where there is only one, or nobody can
+    /// say. A [`Folder`](crate::Folder) says which one the name leads to now.
+    fn version(&self) -> Option<Version> {
+        None
     }
 
     /// Says whether the bytes may have changed since the source was opened.
@@ -125,21 +124,10 @@ impl FileSource {
         &self.path
     }
 
-    /// Says whether its path still leads to it, unchanged.
-    ///
-    /// # Errors
-    /// `file-changed`; `io`.
-    pub(crate) fn check_in_place(&self) -> Result<()> {
-        let checked = match std::fs::metadata(&self.path) {
-            Ok(now) => self.identity.check(&now),
-            Err(error) => Err(match open_error(error) {
-                gone if gone.code() == Code::NotFound => {
-                    gone.recode(Code::FileChanged).found("no file any more")
-                }
-                error => error,
-            }),
-        };
-        checked.map_err(|error| error.at_path(&self.path))
+    /// The file, where a source is one by itself and not something around one.
+    pub(crate) fn of(source: Arc<dyn ReadAt>) -> Result<Arc<Self>, Arc<dyn ReadAt>> {
+        let any: Arc<dyn Any + Send + Sync> = source.clone();
+        any.downcast().map_err(|_| source)
     }
 
     pub(crate) fn identity(&self) -> Identity {
@@ -172,14 +160,17 @@ impl ReadAt for FileSource {
         }
     }
 
+    fn version(&self) -> Option<Version> {
+        Some(self.identity.into())
+    }
+
     fn check_unchanged(&self) -> Result<()> {
-        let metadata = self
-            .file
-            .metadata()
-            .map_err(|error| Error::io(Code::Io, error));
-        metadata
-            .and_then(|now| self.identity.check(&now))
-            .map_err(|error| error.at_path(&self.path))
+        let metadata = self.file.metadata();
+        let checked = match metadata {
+            Ok(now) => self.identity.check_same(&Identity::of(&now)),
+            Err(error) => Err(Error::io(Code::Io, error)),
+        };
+        checked.map_err(|error| error.at_path(&self.path))
     }
 }
 
@@ -193,6 +184,9 @@ fn is_on_fuse(file: &File) -> bool {
 fn is_on_fuse(_file: &File) -> bool {
     false
 }
+
+/// What errors call what lies in memory.
+pub(crate) const MEMORY: &str = "memory";
 
 /// Bytes in memory, which clones share.
 #[derive(Clone)]
@@ -230,59 +224,6 @@ impl ReadAt for MemorySource {
 impl Debug for MemorySource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "MemorySource({} bytes)", self.len())
-    }
-}
-
-/// What tells a file from another one that took its place, or from itself after a write.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Identity {
-    pub(crate) len: u64,
-    device: u64,
-    inode: u64,
-    modified: (i64, i64),
-    /// Which nobody can put back; and how many names it has, since that changes the time too.
-    changed: (i64, i64),
-    links: u64,
-}
-
-impl Identity {
-    fn of(metadata: &std::fs::Metadata) -> Self {
-        Self {
-            len: metadata.len(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-            links: metadata.nlink(),
-        }
-    }
-
-    /// Whether nothing was written to it: where only its names became more or fewer, as when a save
-    /// replaces it, its bytes are the same.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        let file = |it: &Self| (it.len, it.device, it.inode, it.modified);
-        file(self) == file(other) && (self.changed == other.changed || self.links != other.links)
-    }
-
-    fn check(&self, now: &std::fs::Metadata) -> Result<()> {
-        if self.is_same(&Self::of(now)) {
-            return Ok(());
-        }
-        Err(Error::new(Code::FileChanged)
-            .expected(format_args!("the {} bytes that were opened", self.len))
-            .found(format_args!(
-                "{} bytes, changed or replaced since",
-                now.len()
-            )))
-    }
-
-    pub(crate) fn check_same(&self, other: &Self) -> Result<()> {
-        if self.is_same(other) {
-            return Ok(());
-        }
-        Err(Error::new(Code::FileChanged)
-            .expected(format_args!("the {} bytes that were opened", self.len))
-            .found(format_args!("another file of {} bytes", other.len)))
     }
 }
 

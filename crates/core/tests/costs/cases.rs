@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use safeshard_core::{
     Checkpoint, ConvertOptions, DiffOptions, Dtype, Durability, LoadOptions, MetadataChange,
-    ReadOptions, Result, SaveOptions, SaveTensor, Shards, Support, VerifyLevel, VerifyOptions,
-    change_metadata, convert, diff, reshard, save, verify, write_index, write_to,
+    OpenOptions, ReadOptions, Result, SaveOptions, SaveTensor, Shards, Support, VerifyLevel,
+    VerifyOptions, change_metadata, change_shard_metadata, convert, diff, reshard, save, verify,
+    write_index, write_to,
 };
 
 #[cfg(feature = "digest")]
@@ -69,6 +70,12 @@ pub(crate) const CASES: &[Case] = &[
     case("set metadata", Input::Keys, 2, set_metadata),
     case("set metadata", Input::InTenShards, 2, set_metadata),
     case("set metadata", Input::KeysOfIndex, 11, set_metadata),
+    case(
+        "set metadata of shards",
+        Input::InTenShards,
+        4,
+        set_shard_metadata,
+    ),
     case("set much metadata", Input::Keys, 10, set_much_metadata),
     case("index", Input::InTenShards, 3, index),
     case("index", Input::Shards, 2, index),
@@ -238,11 +245,28 @@ fn from_tensors(place: &Place) -> Result<()> {
     Checkpoint::from_tensors(tensors.collect()).map(drop)
 }
 
+fn set_shard_metadata(place: &Place) -> Result<()> {
+    let set = MetadataChange::Set("note".to_owned(), "new".to_owned());
+    let open = OpenOptions::default();
+    change_shard_metadata(&place.input, &[set], &open, &read_options()).map(drop)
+}
+
 fn set_metadata(place: &Place) -> Result<()> {
     let set = MetadataChange::Set("author".to_owned(), "me".to_owned());
-    change_metadata(&place.input, &[set], &read_options())?;
+    change_metadata(
+        &place.input,
+        &[set],
+        &OpenOptions::default(),
+        &read_options(),
+    )?;
     let unset = MetadataChange::Unset("author".to_owned());
-    change_metadata(&place.input, &[unset], &read_options()).map(drop)
+    change_metadata(
+        &place.input,
+        &[unset],
+        &OpenOptions::default(),
+        &read_options(),
+    )
+    .map(drop)
 }
 
 fn set_much_metadata(place: &Place) -> Result<()> {
@@ -250,7 +274,13 @@ fn set_much_metadata(place: &Place) -> Result<()> {
         0 => MetadataChange::Set(key(at), "other".to_owned()),
         _ => MetadataChange::Set(format!("new-{at}"), String::new()),
     });
-    change_metadata(&place.input, &changes.collect::<Vec<_>>(), &read_options()).map(drop)
+    change_metadata(
+        &place.input,
+        &changes.collect::<Vec<_>>(),
+        &OpenOptions::default(),
+        &read_options(),
+    )
+    .map(drop)
 }
 
 fn index(place: &Place) -> Result<()> {

@@ -87,6 +87,12 @@ impl Folder {
         self
     }
 
+    /// Removes a file.
+    pub fn remove(&self, name: &str) -> &Self {
+        fs::remove_file(self.join(name)).unwrap();
+        self
+    }
+
     /// Writes a shard that holds these `U8` tensors.
     pub fn shard(&self, name: &str, tensors: &[(&str, &[u8])]) -> &Self {
         self.write(name, bytes_of(tensors))

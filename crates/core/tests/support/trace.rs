@@ -217,6 +217,11 @@ fn arguments(rest: &str, root: &Path, stages: &Stages) -> String {
     let arguments = arguments
         .strip_suffix(" <unfinished ...>")
         .unwrap_or(arguments);
+    // A journal has numbers of inodes, which have more digits the more files there are.
+    let arguments = match arguments.rsplit_once("\"\"..., ") {
+        Some((written, _)) if written.contains(".commit.") => written,
+        _ => arguments,
+    };
     stages.places_in(&arguments.replace(root.to_str().unwrap(), ""))
 }
 

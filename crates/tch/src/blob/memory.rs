@@ -185,30 +185,32 @@ impl TensorData for Lent<'_> {
     }
 }
 
-/// Elements that were put in order, in memory that nobody else has.
+/// Memory that nobody else has, in which elements are put in order; used again for as long as it is large
+/// enough, because the allocator of a thread keeps what is freed.
+#[derive(Default)]
 pub(crate) struct Gathered {
-    tensor: Tensor,
-    len: usize,
+    memory: Option<Tensor>,
 }
 
 impl Gathered {
-    /// Of plain numbers, wherever they lie.
-    pub(crate) fn new(elements: &Tensor) -> Result<Self, TchError> {
-        let kind = elements.f_kind()?;
-        let mut tensor = Tensor::f_empty(elements.size(), (kind, Device::Cpu))?;
-        tensor.f_copy_(elements)?;
-        Ok(Self {
-            len: tensor.numel() * kind.elt_size_in_bytes(),
-            tensor,
-        })
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        if self.len == 0 {
-            return &[];
+    /// The bytes of plain numbers, wherever they lie.
+    pub(crate) fn bytes_of(&mut self, elements: &Tensor) -> Result<&[u8], TchError> {
+        let (kind, count) = (elements.f_kind()?, elements.numel());
+        if count == 0 {
+            return Ok(&[]);
         }
-        // SAFETY: a new tensor has its elements from `data_ptr` on, was filled, and nobody else has it.
-        unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast(), self.len) }
+        let fits = |memory: &Tensor| memory.kind() == kind && memory.numel() >= count;
+        let memory = match self.memory.take().filter(fits) {
+            Some(memory) => memory,
+            None => Tensor::f_empty([count as i64], (kind, Device::Cpu))?,
+        };
+        let memory = self.memory.insert(memory);
+        let part = memory.f_narrow(0, 0, count as i64)?;
+        part.f_view(elements.size().as_slice())?.f_copy_(elements)?;
+        let len = count * kind.elt_size_in_bytes();
+        // SAFETY: the memory has at least `count` elements from `data_ptr` on, which were filled, and the tensor
+        // is this value's alone, which is borrowed as long as the bytes.
+        Ok(unsafe { std::slice::from_raw_parts(memory.data_ptr().cast(), len) })
     }
 }
 

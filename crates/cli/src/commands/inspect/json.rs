@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use safeshard_core::{CheckpointKind, ShardFile};
+use safeshard_core::{Checkpoint, CheckpointKind, ShardFile};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
@@ -21,6 +21,7 @@ pub(super) struct Inspection<'c> {
     aliases: &'c BTreeMap<String, String>,
     #[serde(serialize_with = "tensors")]
     tensors: &'c [Tensor<'c>],
+    quantization: Option<Quantization<'c>>,
     findings: Vec<JsonFinding<'c>>,
 }
 
@@ -47,6 +48,22 @@ struct Index<'c> {
     metadata: &'c Map<String, Value>,
 }
 
+/// What is quantised, where anything is.
+#[derive(Serialize)]
+struct Quantization<'c> {
+    method: Option<&'c str>,
+    schemes: BTreeMap<&'static str, u64>,
+    tensors: Vec<Quantized<'c>>,
+}
+
+#[derive(Serialize)]
+struct Quantized<'c> {
+    name: &'c str,
+    scheme: &'static str,
+    companions: Vec<&'c str>,
+    missing: &'c [String],
+}
+
 #[derive(Serialize)]
 struct JsonTensor<'c> {
     name: &'c str,
@@ -63,7 +80,7 @@ impl<'c> Inspection<'c> {
         let totals = view.totals();
         let files = checkpoint.files().iter().map(|file| File {
             name: file.name(),
-            bytes: file.header().file_len(),
+            bytes: file.on_disk().len(),
             header_bytes: file.header().header_len(),
             tensors: file.header().len(),
             metadata: file,
@@ -93,10 +110,38 @@ impl<'c> Inspection<'c> {
             index,
             aliases: checkpoint.aliases(),
             tensors: &view.tensors,
+            quantization: Quantization::of(checkpoint),
             findings: findings
                 .map(|finding| JsonFinding::new(finding, view.path))
                 .collect(),
         }
+    }
+}
+
+impl<'c> Quantization<'c> {
+    fn of(checkpoint: &'c Checkpoint) -> Option<Self> {
+        let found = checkpoint.quantization();
+        if found.is_empty() {
+            return None;
+        }
+        let schemes = found.counts().into_iter();
+        let tensors = found.tensors.iter().map(|weight| Quantized {
+            name: &weight.name,
+            scheme: weight.scheme.name(),
+            companions: weight
+                .companions
+                .iter()
+                .map(|it| it.name.as_str())
+                .collect(),
+            missing: &weight.missing,
+        });
+        Some(Self {
+            method: found.method.as_deref(),
+            schemes: schemes
+                .map(|(scheme, count)| (scheme.name(), count))
+                .collect(),
+            tensors: tensors.collect(),
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use safeshard_core::{
     Checkpoint, Code, Error, Finding, OpenOptions, Profile, UnknownDtype, natural_order,
 };
+use safeshard_import::{ImportOptions, open_with};
 
 use crate::failure::{Outcome, Result};
 use crate::output::{self, Output};
@@ -68,7 +69,7 @@ pub(super) fn run(args: &Args, session: &Session) -> Result {
         ..session.open_options(Profile::default())
     };
     let checkpoint = match args.paths.as_slice() {
-        [path] => Checkpoint::open_with(path, &options)?,
+        [path] => open_with(path, &options, &ImportOptions::default())?,
         paths => Checkpoint::open_files(paths, &options)?,
     };
     let unknown: Vec<_> = checkpoint

@@ -66,8 +66,9 @@ pub(super) fn title(view: &View<'_>, out: &mut Output) -> io::Result<()> {
     )
 }
 
-/// Writes aliases and findings.
+/// Writes what is quantised, aliases and findings.
 pub(super) fn rest(view: &View<'_>, out: &mut Output) -> io::Result<()> {
+    quantization(view.checkpoint, out)?;
     let aliases = view.checkpoint.aliases();
     if !aliases.is_empty() {
         let heading = out.style(HEADING);
@@ -82,6 +83,28 @@ pub(super) fn rest(view: &View<'_>, out: &mut Output) -> io::Result<()> {
     }
     for finding in &view.findings {
         findings::write(out, finding)?;
+    }
+    Ok(())
+}
+
+/// Writes how many weights there are of each scheme, and what `config.json` calls it.
+fn quantization(checkpoint: &Checkpoint, out: &mut Output) -> io::Result<()> {
+    let found = checkpoint.quantization();
+    if found.is_empty() {
+        return Ok(());
+    }
+    let heading = out.style(HEADING);
+    writeln!(out, "\n{heading}quantized{heading:#}")?;
+    for (scheme, weights) in found.counts() {
+        writeln!(
+            out,
+            "{}: {}",
+            scheme.description(),
+            count(weights, "weight")
+        )?;
+    }
+    if let Some(method) = &found.method {
+        writeln!(out, "method by config.json: {}", Printable::of(method))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::format::dtype::Dtype;
 use crate::format::header::TensorInfo;
 use crate::io::engine::ReadOptions;
 use crate::io::extent::Extent;
-use crate::io::scan::Scan;
+use crate::io::scan::{self, Item};
 
 /// Bytes that a thread looks at before it takes others: whole elements of any dtype.
 const PIECE: u64 = 9 << 20;
@@ -21,11 +21,7 @@ pub(super) fn check(checkpoint: &Checkpoint, options: &ReadOptions) -> Result<Ve
             cut(number, tensor, file, &mut pieces);
         }
     }
-    // As they lie in the files, so that these are read front to back.
-    pieces.sort_by_key(|piece| (piece.extent.path, piece.extent.start));
-    let total = pieces.iter().map(|piece| piece.extent.len).sum();
-    let scan = Scan::new(options, total);
-    let counts = scan.each(&pieces, |piece, reader| {
+    let counts = scan::each(options, &pieces, |piece, reader| {
         let mut counts = Counts::default();
         let mut at = piece.extent.start;
         reader.read(&piece.extent, |block| {
@@ -59,6 +55,12 @@ struct Piece<'c> {
     tensor: usize,
     dtype: Dtype,
     extent: Extent<'c>,
+}
+
+impl Item for Piece<'_> {
+    fn extent(&self) -> Extent<'_> {
+        self.extent
+    }
 }
 
 fn cut<'c>(

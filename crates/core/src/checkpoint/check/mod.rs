@@ -3,7 +3,6 @@
 mod content;
 
 use std::path::Path;
-use std::sync::Arc;
 
 use super::Checkpoint;
 use crate::checkpoint::open::OpenOptions;
@@ -71,7 +70,37 @@ impl Verification {
 /// # Ok::<(), safeshard_core::Error>(())
 /// ```
 pub fn verify(path: impl AsRef<Path>, options: &VerifyOptions) -> Result<Verification> {
-    let (mut verification, checkpoint) = structure(path.as_ref(), &options.open)?;
+    with_content(structure(path.as_ref(), &options.open)?, options)
+}
+
+/// As [`verify`], of what somebody else opened at the path, or could not open: a file of another format.
+///
+/// # Errors
+/// As [`verify`].
+///
+/// ```
+/// use safeshard_core::{Checkpoint, Dtype, SaveTensor, VerifyLevel, VerifyOptions, verify_opened};
+///
+/// let tensor = SaveTensor::new("w", Dtype::Bool, [2], vec![1, 7]);
+/// let opened = Checkpoint::from_tensors(vec![tensor]);
+/// let options = VerifyOptions { level: VerifyLevel::Content, ..VerifyOptions::default() };
+/// let verification = verify_opened(opened, "memory", &options)?;
+/// assert_eq!(verification.findings[0].problem.code().as_str(), "bool-value");
+/// # Ok::<(), safeshard_core::Error>(())
+/// ```
+pub fn verify_opened(
+    opened: Result<Checkpoint>,
+    path: impl AsRef<Path>,
+    options: &VerifyOptions,
+) -> Result<Verification> {
+    with_content(looked_at(opened, path.as_ref())?, options)
+}
+
+/// What is to be said of the content too, if that was asked for.
+fn with_content(
+    (mut verification, checkpoint): (Verification, Option<Checkpoint>),
+    options: &VerifyOptions,
+) -> Result<Verification> {
     if let Some(checkpoint) = checkpoint
         && options.level == VerifyLevel::Content
     {
@@ -86,10 +115,17 @@ pub(super) fn structure(
     path: &Path,
     options: &OpenOptions,
 ) -> Result<(Verification, Option<Checkpoint>)> {
-    match Checkpoint::open_with(path, options) {
-        Ok(mut checkpoint) => {
-            let warnings = std::mem::take(&mut checkpoint.warnings);
-            let findings = Arc::into_inner(warnings).unwrap_or_default();
+    looked_at(Checkpoint::open_with(path, options), path)
+}
+
+fn looked_at(
+    opened: Result<Checkpoint>,
+    path: &Path,
+) -> Result<(Verification, Option<Checkpoint>)> {
+    match opened {
+        Ok(checkpoint) => {
+            let mut findings = checkpoint.warnings().to_vec();
+            findings.extend(checkpoint.quantization_findings());
             Ok((Verification { findings }, Some(checkpoint)))
         }
         Err(error) => Ok((refused(error, path)?, None)),
@@ -101,6 +137,7 @@ fn refused(error: Error, path: &Path) -> Result<Verification> {
     let unreadable = |problem: &Error| match problem.code() {
         // A shard that is a folder, or a device, is the checkpoint's fault.
         Code::NotRegularFile => problem.path() == Some(path),
+        Code::SchemeNotBuiltIn => true,
         code => code.kind() == Kind::Io,
     };
     let problems = match error.problems() {

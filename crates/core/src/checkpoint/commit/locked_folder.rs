@@ -76,35 +76,8 @@ impl LockedFolder {
         if let Some((_, error)) = self.failed.pop() {
             return Err(error);
         }
-        let (start, rest) = match contents {
-            Contents::Bytes(bytes) => (bytes, None),
-            Contents::Rest(start, source, from) => (start, Some((source, from..source.len()))),
-        };
-        let more = rest
-            .as_ref()
-            .map_or(0, |(_, range)| range.end - range.start);
-        let len = start.len() as u64 + more;
-        let (progress, cancel) = (options.progress.as_ref(), options.cancel.as_ref());
-        let workers = Workers::new(1, progress, cancel, more);
         let durability = Durability::Durable;
-        let (main, file) = Stage::create(&self.path, target.name, &target.rights)?;
-        let write = || {
-            let mut sink = Sink::new(&file, len, durability, Origin::Files)?;
-            sink.write(start)?;
-            if let Some((source, mut left)) = rest {
-                while !left.is_empty() {
-                    workers.go_on()?;
-                    let end = left.end.min(left.start + PIECE);
-                    sink.copy(source, left.start..end)?;
-                    workers.add(end - left.start);
-                    left.start = end;
-                }
-                source.check_unchanged()?;
-            }
-            sink.finish()
-        };
-        write().map_err(|error| error.at_path(main.target()))?;
-        drop(file);
+        let main = stage_contents(&self.path, target.name, &target.rights, contents, options)?;
         let new = NewFiles {
             main,
             shards: Vec::new(),
@@ -142,6 +115,47 @@ pub(in crate::checkpoint) enum Contents<'c> {
     Bytes(&'c [u8]),
     /// A new beginning, and behind it what another file has from here on.
     Rest(&'c [u8], &'c FileSource, u64),
+}
+
+/// Stages a file and brings it to the disk.
+///
+/// # Errors
+/// `io`, `cancelled`, `file-changed`.
+pub(in crate::checkpoint) fn stage_contents(
+    folder: &Path,
+    name: &str,
+    rights: &Rights,
+    contents: Contents<'_>,
+    options: &ReadOptions,
+) -> Result<Stage> {
+    let (start, rest) = match contents {
+        Contents::Bytes(bytes) => (bytes, None),
+        Contents::Rest(start, source, from) => (start, Some((source, from..source.len()))),
+    };
+    let more = rest
+        .as_ref()
+        .map_or(0, |(_, range)| range.end - range.start);
+    let len = start.len() as u64 + more;
+    let (progress, cancel) = (options.progress.as_ref(), options.cancel.as_ref());
+    let workers = Workers::new(1, progress, cancel, more);
+    let (stage, file) = Stage::create(folder, name, rights)?;
+    let write = || {
+        let mut sink = Sink::new(&file, len, Durability::Durable, Origin::Files)?;
+        sink.write(start)?;
+        if let Some((source, mut left)) = rest {
+            while !left.is_empty() {
+                workers.go_on()?;
+                let end = left.end.min(left.start + PIECE);
+                sink.copy(source, left.start..end)?;
+                workers.add(end - left.start);
+                left.start = end;
+            }
+            source.check_unchanged()?;
+        }
+        sink.finish()
+    };
+    write().map_err(|error| error.at_path(stage.target()))?;
+    Ok(stage)
 }
 
 /// A save of another checkpoint in the folder that died, and that could be neither finished nor undone:

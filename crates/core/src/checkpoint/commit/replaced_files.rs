@@ -111,10 +111,7 @@ impl ReplacedFiles {
         let counts = parsed
             .into_iter()
             .find(|index| index.shards().any(|shard| shard == single));
-        replaced.counts_single = counts.map(|index| {
-            let name = index.path().file_name().unwrap_or_default();
-            (name.to_string_lossy().into_owned(), index)
-        });
+        replaced.counts_single = counts.map(|index| (index.name.clone(), index));
         replaced.named.extend(theirs);
         Ok(replaced)
     }

@@ -2,10 +2,8 @@
 
 mod values;
 
-use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::Arc;
 
 use values::{Distance, distance};
 
@@ -16,7 +14,7 @@ use crate::format::dtype::Dtype;
 use crate::format::header::TensorInfo;
 use crate::io::engine::ReadOptions;
 use crate::io::extent::Extent;
-use crate::io::scan::Scan;
+use crate::io::scan::{self, Item};
 
 /// Elements of a tensor that a thread compares before it takes others: whole bytes of any dtype.
 const PIECE: u64 = 1 << 20;
@@ -231,16 +229,36 @@ impl<'c> Pair<'c> {
             extents: [a.extent(name)?, b.extent(name)?],
         })
     }
+}
 
-    /// Elements from `first` on, at most a piece of them.
-    fn piece(&self, first: u64) -> [Extent<'c>; 2] {
-        let [a, b] = self.dtypes;
+/// Elements of a pair from `first` on, at most [`PIECE`] of them.
+struct Piece<'p, 'c> {
+    /// The position of the pair.
+    number: usize,
+    pair: &'p Pair<'c>,
+    first: u64,
+}
+
+impl<'c> Piece<'_, 'c> {
+    fn extents(&self) -> [Extent<'c>; 2] {
         let part = |extent: Extent<'c>, dtype: Dtype| {
             let bits = dtype.bits();
-            extent.part(first * bits / 8, PIECE * bits / 8)
+            extent.part(self.first * bits / 8, PIECE * bits / 8)
         };
-        let [extent_a, extent_b] = self.extents;
-        [part(extent_a, a), part(extent_b, b)]
+        let ([a, b], [dtype_a, dtype_b]) = (self.pair.extents, self.pair.dtypes);
+        [part(a, dtype_a), part(b, dtype_b)]
+    }
+}
+
+impl Item for Piece<'_, '_> {
+    fn extent(&self) -> Extent<'_> {
+        let [a, _] = self.extents();
+        a
+    }
+
+    fn other(&self) -> Option<Extent<'_>> {
+        let [_, b] = self.extents();
+        Some(b)
     }
 }
 
@@ -249,23 +267,14 @@ fn compare(pairs: &[Pair<'_>], options: &DiffOptions) -> Result<Vec<Distance>> {
     let mut pieces = Vec::new();
     for (number, pair) in pairs.iter().enumerate() {
         let firsts = (0..pair.elements).step_by(PIECE as usize);
-        pieces.extend(firsts.map(|first| (number, pair, first)));
+        pieces.extend(firsts.map(|first| Piece {
+            number,
+            pair,
+            first,
+        }));
     }
-    // As they lie in the first checkpoint's files, so that these are read front to back.
-    pieces.sort_by(|(_, a, first_a), (_, b, first_b)| {
-        let [[a, _], [b, _]] = [a.extents, b.extents];
-        let paths = match Arc::ptr_eq(a.source, b.source) {
-            // Comparing paths takes long.
-            true => Ordering::Equal,
-            false => a.path.cmp(b.path),
-        };
-        let starts = (a.start, first_a).cmp(&(b.start, first_b));
-        paths.then(starts)
-    });
-    let total = pairs.iter().map(|pair| pair.extents[0].len).sum();
-    let scan = Scan::new(&options.read, total);
-    let found = scan.each(&pieces, |(_, pair, first), reader| {
-        let [a, b] = pair.piece(*first);
+    let found = scan::each(&options.read, &pieces, |piece, reader| {
+        let (pair, [a, b]) = (piece.pair, piece.extents());
         let [dtype_a, dtype_b] = pair.dtypes;
         let mut sum = Distance::of(dtype_a);
         let bits = [dtype_a.bits(), dtype_b.bits()];
@@ -283,8 +292,8 @@ fn compare(pairs: &[Pair<'_>], options: &DiffOptions) -> Result<Vec<Distance>> {
         .iter()
         .map(|pair| Distance::of(pair.dtypes[0]))
         .collect();
-    for ((pair, ..), distance) in pieces.iter().zip(&found) {
-        if let Some(sum) = distances.get_mut(*pair) {
+    for (piece, distance) in pieces.iter().zip(&found) {
+        if let Some(sum) = distances.get_mut(piece.number) {
             sum.add(distance);
         }
     }

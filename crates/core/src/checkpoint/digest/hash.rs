@@ -9,7 +9,7 @@ use super::{Algorithm, Digest};
 use crate::error::Result;
 use crate::io::engine::ReadOptions;
 use crate::io::extent::Extent;
-use crate::io::scan::Scan;
+use crate::io::scan::{self, Item};
 
 /// Bytes of a subtree of BLAKE3 that one thread hashes; a power of two.
 const SUBTREE: u64 = 8 << 20;
@@ -20,10 +20,8 @@ pub(super) fn each(
     algorithm: Algorithm,
     options: &ReadOptions,
 ) -> Result<Vec<Digest>> {
-    let total = extents.iter().map(|extent| extent.len).sum();
-    let scan = Scan::new(options, total);
     match algorithm {
-        Algorithm::Sha256 => scan.each(extents, |extent, reader| {
+        Algorithm::Sha256 => scan::each(options, extents, |extent, reader| {
             let mut hasher = Sha256::new();
             reader.read(extent, |block| {
                 hasher.update(block);
@@ -31,27 +29,26 @@ pub(super) fn each(
             })?;
             Ok(Digest(hasher.finalize().into()))
         }),
-        Algorithm::Blake3 => blake3_of_each(extents, &scan),
+        Algorithm::Blake3 => blake3_of_each(extents, options),
     }
 }
 
 /// BLAKE3 is a tree, whose subtrees are hashed side by side.
-fn blake3_of_each(extents: &[Extent<'_>], scan: &Scan<'_>) -> Result<Vec<Digest>> {
+fn blake3_of_each(extents: &[Extent<'_>], options: &ReadOptions) -> Result<Vec<Digest>> {
     let mut subtrees = Vec::new();
-    for extent in extents {
+    for whole in extents {
         // Of no bytes there is a digest too.
-        let starts = (0..extent.len.max(1)).step_by(SUBTREE as usize);
-        subtrees.extend(starts.map(|start| (extent, start)));
+        let starts = (0..whole.len.max(1)).step_by(SUBTREE as usize);
+        subtrees.extend(starts.map(|start| Subtree { whole, start }));
     }
-    let hashed = scan.each(&subtrees, |(whole, start), reader| {
-        let part = whole.part(*start, SUBTREE);
+    let hashed = scan::each(options, &subtrees, |subtree, reader| {
         let mut hasher = blake3::Hasher::new();
-        hasher.set_input_offset(*start);
-        reader.read(&part, |block| {
+        hasher.set_input_offset(subtree.start);
+        reader.read(&subtree.extent(), |block| {
             hasher.update(block);
             Ok(())
         })?;
-        Ok(match whole.len <= SUBTREE {
+        Ok(match subtree.whole.len <= SUBTREE {
             true => *hasher.finalize().as_bytes(),
             false => hasher.finalize_non_root(),
         })
@@ -63,6 +60,18 @@ fn blake3_of_each(extents: &[Extent<'_>], scan: &Scan<'_>) -> Result<Vec<Digest>
         Digest(root(own, extent.len))
     });
     Ok(digests.collect())
+}
+
+/// What one thread hashes by itself.
+struct Subtree<'e> {
+    whole: &'e Extent<'e>,
+    start: u64,
+}
+
+impl Item for Subtree<'_> {
+    fn extent(&self) -> Extent<'_> {
+        self.whole.part(self.start, SUBTREE)
+    }
 }
 
 fn subtree_count(len: u64) -> usize {

@@ -8,13 +8,12 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use super::{Checkpoint, ShardFile};
 use crate::error::{Code, Error, Result};
 use crate::io::engine::ReadOptions;
 use crate::io::extent::Extent;
-use crate::io::source::{FileSource, ReadAt};
+use crate::io::folder::FolderFile;
 
 pub use manifest::{Manifest, ManifestEntry};
 pub use verify::verify_digests;
@@ -136,24 +135,22 @@ impl Checkpoint {
     }
 
     fn digest_files(&self, options: &DigestOptions) -> Result<Vec<ManifestEntry>> {
-        let index = self
-            .index()
-            .map(|index| -> Result<(Arc<dyn ReadAt>, &Path)> {
-                Ok((Arc::new(FileSource::open(index.path())?), index.path()))
-            });
-        let index = index.transpose()?;
+        let index = match (self.index(), &self.folder) {
+            (Some(index), Some(folder)) => Some(FolderFile::open(folder, &index.name)?),
+            _ => None,
+        };
         let shards = self.files().iter();
         let mut names: Vec<_> = shards
             .map(|file| listed_name(file).ok_or_else(|| no_name(file.place())))
             .collect::<Result<_>>()?;
         let files = self.files().iter();
         let mut extents: Vec<_> = files
-            .map(|file| Extent::whole(file.source(), file.place()))
+            .map(|file| Extent::whole(file.on_disk(), file.place()))
             .collect();
-        if let Some((index, path)) = &index {
-            let name = path.file_name().and_then(OsStr::to_str);
-            names.push(name.ok_or_else(|| no_name(path))?);
-            extents.push(Extent::whole(index, path));
+        if let Some(index) = &index {
+            let name = listed(&index.name, &index.place);
+            names.push(name.ok_or_else(|| no_name(&index.place))?);
+            extents.push(Extent::whole(&index.source, &index.place));
         }
         let digests = hash::each(&extents, options.algorithm, &options.read)?;
         self.check_files_unchanged()?;
@@ -195,10 +192,15 @@ impl Checkpoint {
     }
 }
 
-/// What a manifest calls a file; `None` where its name is not UTF-8.
+/// What a manifest calls a file of a checkpoint.
 fn listed_name(file: &ShardFile) -> Option<&str> {
-    let last = file.place().file_name().and_then(OsStr::to_str);
-    last.map(|_| file.name())
+    listed(file.name(), file.place())
+}
+
+/// What a manifest calls a file of this name; `None` where its real name is not UTF-8.
+fn listed<'n>(name: &'n str, place: &Path) -> Option<&'n str> {
+    let real = place.file_name().and_then(OsStr::to_str);
+    real.map(|_| name)
 }
 
 fn no_name(path: &Path) -> Error {

@@ -1,11 +1,10 @@
 //! Whether a checkpoint's bytes are those that a manifest vouches for.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Algorithm, Digest, Manifest, ManifestEntry, hash, listed_name};
+use super::{Algorithm, Digest, Manifest, ManifestEntry, hash, listed, listed_name};
 use crate::checkpoint::capped::Capped;
 use crate::checkpoint::check::{Verification, VerifyOptions};
 use crate::checkpoint::{Checkpoint, Index, check};
@@ -14,6 +13,7 @@ use crate::format::dtype::Dtype;
 use crate::format::header::TensorInfo;
 use crate::io::engine::ReadOptions;
 use crate::io::extent::Extent;
+use crate::io::folder::{Folder, Place, stays_below};
 use crate::io::pool::FilePool;
 use crate::io::source::ReadAt;
 
@@ -42,14 +42,15 @@ pub fn verify_digests(
         findings.extend(problems.into_vec().into_iter().map(Finding::error));
     };
     let mut problems = Capped::default();
-    let list = FileList::of(path, manifest, checkpoint, &mut problems)?;
+    let place = Place::at(path, options.open.resolver.as_deref())?;
+    let list = FileList::of(&place, manifest, checkpoint, &mut problems)?;
     list.check(&options.read, &mut problems)?;
     say(findings, problems);
     if let Some(checkpoint) = checkpoint {
         say(findings, unlisted_files(checkpoint, manifest));
-        let index = checkpoint.index().map(Index::path);
+        let index = checkpoint.index();
         let index = index.filter(|index| !vouches_for_index(manifest, index));
-        findings.extend(index.map(|index| Finding::warning(unlisted(index))));
+        findings.extend(index.map(|index| Finding::warning(unlisted(index.path()))));
         say(findings, unlisted_tensors(checkpoint, manifest));
         say(
             findings,
@@ -88,14 +89,15 @@ const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Blake3];
 impl<'m> FileList<'m> {
     /// Opens the files, and says which of them are not there.
     fn of(
-        path: &Path,
+        place: &Place,
         manifest: &'m Manifest,
         checkpoint: Option<&Checkpoint>,
         problems: &mut Capped,
     ) -> Result<Self> {
-        let whole_folder = path.is_dir();
-        let folder = folder_of(path, checkpoint);
-        let own = own_names(path, checkpoint);
+        // That of the checkpoint, if there is one: what is at the place may be another one by now.
+        let folder = checkpoint.and_then(|checkpoint| checkpoint.folder.as_ref());
+        let folder = &**folder.unwrap_or(&place.folder);
+        let own = own_names(place, checkpoint);
         let pool = Arc::<FilePool>::default();
         let mut list = Self {
             files: Vec::new(),
@@ -104,12 +106,12 @@ impl<'m> FileList<'m> {
         // By their parts, so that `a/b` and `a//b` are one; `None` for those that are not there.
         let mut positions: HashMap<&Path, Option<usize>> = HashMap::new();
         for (name, algorithm, digest) in files(manifest) {
-            if !whole_folder && !own.contains(name) {
+            if place.name.is_some() && !own.contains(name) {
                 continue;
             }
             if !stays_below(name) {
                 problems.push(|| {
-                    let problem = Error::new(Code::ManifestName).at_path(&folder);
+                    let problem = Error::new(Code::ManifestName).at_path(folder.place(""));
                     problem.found(format_args!("{name:?}"))
                 });
                 continue;
@@ -117,7 +119,7 @@ impl<'m> FileList<'m> {
             let file = match positions.get(Path::new(name)) {
                 Some(&known) => known,
                 None => {
-                    let file = list.open(&pool, name, folder.join(name), problems)?;
+                    let file = list.open(&pool, folder, name, problems)?;
                     positions.insert(Path::new(name), file);
                     file
                 }
@@ -135,11 +137,12 @@ impl<'m> FileList<'m> {
     fn open(
         &mut self,
         pool: &Arc<FilePool>,
+        folder: &dyn Folder,
         name: &'m str,
-        path: PathBuf,
         problems: &mut Capped,
     ) -> Result<Option<usize>> {
-        let source = match pool.source(&path) {
+        let path = folder.place(name);
+        let source = match pool.open(folder, name) {
             Ok(source) => source,
             Err(error) if error.code() == Code::NotFound => {
                 problems.push(|| Error::new(Code::DigestMissing).at_path(&path));
@@ -154,7 +157,7 @@ impl<'m> FileList<'m> {
         };
         self.files.push(ListedFile {
             name,
-            source: Arc::new(source),
+            source,
             path,
             found: [None; ALGORITHMS.len()],
         });
@@ -310,8 +313,8 @@ fn unlisted_files(checkpoint: &Checkpoint, manifest: &Manifest) -> Capped {
 }
 
 /// Whether a manifest names the index, or no file at all.
-fn vouches_for_index(manifest: &Manifest, index: &Path) -> bool {
-    let index = index.file_name().and_then(OsStr::to_str);
+fn vouches_for_index(manifest: &Manifest, index: &Index) -> bool {
+    let index = listed(&index.name, index.path());
     let mut files = files(manifest).peekable();
     files.peek().is_none() || files.any(|(name, ..)| Some(name) == index)
 }
@@ -415,33 +418,11 @@ fn says(problem: Error, algorithm: Algorithm, expected: Digest, found: Digest) -
         .found(found)
 }
 
-/// The folder that the names of a manifest are in.
-fn folder_of(path: &Path, checkpoint: Option<&Checkpoint>) -> PathBuf {
-    let index = checkpoint.and_then(|checkpoint| checkpoint.index());
-    let file = checkpoint.and_then(|checkpoint| checkpoint.files().first());
-    let below = |path: &Path| path.parent().unwrap_or(Path::new("")).to_path_buf();
-    match (index, file) {
-        // Of a repository in a cache, a folder below it.
-        (Some(index), _) => below(index.path()),
-        (None, Some(file)) => below(file.place()),
-        (None, None) if path.is_dir() => path.to_path_buf(),
-        (None, None) => below(path),
-    }
-}
-
 /// What belongs to the checkpoint.
-fn own_names(path: &Path, checkpoint: Option<&Checkpoint>) -> HashSet<String> {
-    let name = path.file_name().unwrap_or_default();
+fn own_names(place: &Place, checkpoint: Option<&Checkpoint>) -> HashSet<String> {
     let files = checkpoint.map_or(&[][..], Checkpoint::files).iter();
-    let names = files.filter_map(listed_name).chain(name.to_str());
+    let named = place.name.as_deref();
+    let named = named.and_then(|name| listed(name, &place.folder.place(name)));
+    let names = files.filter_map(listed_name).chain(named);
     names.map(str::to_owned).collect()
-}
-
-/// Whether a name leads to something below the folder, by what it says.
-fn stays_below(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    // No file has a NUL in its name.
-    !name.is_empty()
-        && !name.contains('\0')
-        && parts.all(|part| matches!(part, Component::Normal(_)))
 }

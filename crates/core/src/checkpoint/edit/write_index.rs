@@ -15,8 +15,9 @@ use crate::checkpoint::names::{natural_order, sample};
 use crate::checkpoint::open::OpenOptions;
 use crate::error::{Code, Error, Result};
 use crate::io::engine::ReadOptions;
+use crate::io::folder::FolderFile;
 use crate::io::rights::Rights;
-use crate::io::source::{FileSource, ReadAt, read_vec};
+use crate::io::source::read_vec;
 use crate::io::workers::Cancel;
 
 /// An index that was made from headers.
@@ -233,7 +234,7 @@ struct Old {
 
 impl Old {
     fn at(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let file = match FileSource::open(path) {
+        let file = match FolderFile::at(path) {
             Ok(file) => file,
             Err(error) if error.code() == Code::NotFound => {
                 return Ok(Self {
@@ -246,8 +247,9 @@ impl Old {
         };
         // Of one that cannot be understood, nothing stays.
         let index = Index::read(&file, &options.limits, None).ok();
-        let bytes = match file.len() <= options.limits.index_bytes {
-            true => read_vec(&file, 0, file.len())?,
+        let len = file.source.len();
+        let bytes = match len <= options.limits.index_bytes {
+            true => read_vec(&*file.source, 0, len)?,
             false => Vec::new(),
         };
         Ok(Self {

@@ -6,7 +6,10 @@ use std::num::NonZeroU32;
 
 use super::cast::{CastStored, Casting};
 use crate::checkpoint::capped::Capped;
-use crate::checkpoint::load::{LoadOptions, collision, unknown_dtype, unsupported_cast};
+use crate::checkpoint::load::{
+    LoadOptions, collision, empty_name, unknown_dtype, unsupported_cast,
+};
+use crate::checkpoint::quantized::Dequantised;
 use crate::checkpoint::save::from_checkpoint::Stored;
 use crate::checkpoint::save::tensors::{Data, Tensors};
 use crate::checkpoint::{Checkpoint, natural_order};
@@ -25,6 +28,8 @@ pub(super) struct Choice<'c> {
     /// Shapes of those that get another one, because a complex number becomes two.
     shapes: HashMap<Place, Vec<u64>>,
     casting: Casting,
+    /// Quantised weights that become floats.
+    dequantised: HashMap<Place, Dequantised>,
     /// Whether they go into as many files as they come out of.
     pub(super) keeps_shards: bool,
 }
@@ -42,32 +47,37 @@ struct Chosen {
 
 impl<'c> Choice<'c> {
     /// # Errors
-    /// `unknown-dtype`, `unsupported-cast`, `name-collision`: many of them in one error.
-    pub(super) fn new(checkpoint: &'c Checkpoint, options: &LoadOptions) -> Result<Self> {
+    /// `unknown-dtype`, `unsupported-cast`, `name-collision`, those of
+    /// [`Checkpoint::dequantised`]: many of them in one error.
+    pub(super) fn new(
+        checkpoint: &'c Checkpoint,
+        options: &LoadOptions,
+        dequantise: Option<Dtype>,
+    ) -> Result<Self> {
         let mut choice = Self {
             checkpoint,
             tensors: Vec::new(),
             names: Names::default(),
             shapes: HashMap::new(),
             casting: Casting::default(),
+            dequantised: HashMap::new(),
             keeps_shards: false,
         };
         let mut problems = Capped::default();
         // Stored names, each with a new one, of aliases too.
         let mut aliases = Vec::new();
         let mut stand_ins = HashSet::new();
-        let dtype = |tensor: &TensorInfo<'_>| {
-            let rule = options.dtype.as_ref();
-            let wanted = rule.and_then(|rule| rule(tensor.name, tensor.dtype));
-            wanted.unwrap_or(tensor.dtype)
-        };
+        let quantization = checkpoint.quantization();
         let order = checkpoint.in_natural_order();
         choice.tensors.reserve_exact(order.len());
         for place in order {
             let tensor = checkpoint.at(place.0, place.1);
             if let Some(tensor) = tensor.filter(|tensor| options.is_wanted(tensor.name)) {
+                if dequantise.is_some() && quantization.companion(tensor.name).is_some() {
+                    continue;
+                }
                 let name = options.rename.as_ref().map(|rename| rename(tensor.name));
-                let added = choice.add(place, &tensor, name, dtype(&tensor));
+                let added = choice.add(place, &tensor, name, options, dequantise);
                 added.unwrap_or_else(|error| problems.push(|| error));
             }
         }
@@ -81,7 +91,7 @@ impl<'c> Choice<'c> {
             // Of a tensor that is not wanted, it is the name that is.
             match checkpoint.at(place.0, place.1) {
                 Some(tensor) if !options.is_wanted(kept) && stand_ins.insert(place) => {
-                    let added = choice.add(place, &tensor, Some(name), dtype(&tensor));
+                    let added = choice.add(place, &tensor, Some(name), options, dequantise);
                     added.unwrap_or_else(|error| problems.push(|| error));
                 }
                 Some(_) => aliases.push((alias.as_str(), name)),
@@ -109,8 +119,23 @@ impl<'c> Choice<'c> {
         place: Place,
         tensor: &TensorInfo<'_>,
         name: Option<String>,
-        dtype: Dtype,
+        options: &LoadOptions,
+        dequantise: Option<Dtype>,
     ) -> Result<()> {
+        let weight = self.checkpoint.quantization().weight(tensor.name);
+        if let Some((dtype, weight)) = dequantise.zip(weight) {
+            let computed = Dequantised::new(self.checkpoint, weight, dtype)?;
+            self.dequantised.insert(place, computed);
+            return self.push(place, tensor, name, dtype);
+        }
+        let rule = options.dtype.as_ref();
+        let ruled = rule.map(|rule| {
+            let ruled = self
+                .checkpoint
+                .ruled(tensor, |name, dtype| rule(name, dtype));
+            Ok(ruled?.unwrap_or(tensor.dtype))
+        });
+        let dtype = ruled.unwrap_or(Ok(tensor.dtype))?;
         let cast = Cast::new(tensor.dtype, dtype);
         if cast.is_none() && dtype != tensor.dtype {
             return Err(unsupported_cast(tensor, dtype));
@@ -122,7 +147,20 @@ impl<'c> Choice<'c> {
             }
             self.shapes.insert(place, shape);
         }
+        self.push(place, tensor, name, dtype)
+    }
+
+    fn push(
+        &mut self,
+        place: Place,
+        tensor: &TensorInfo<'_>,
+        name: Option<String>,
+        dtype: Dtype,
+    ) -> Result<()> {
         let name = name.filter(|name| name != tensor.name);
+        if name.as_ref().is_some_and(String::is_empty) {
+            return Err(empty_name(tensor.name));
+        }
         let name = name.map(|name| self.names.add(&name)).transpose()?;
         self.tensors.push(Chosen { place, name, dtype });
         Ok(())
@@ -248,6 +286,11 @@ impl Tensors for Choice<'_> {
         let chosen = self.tensors.get(at)?;
         let tensor = self.stored(chosen)?;
         let file = self.checkpoint.files().get(chosen.place.0 as usize)?;
+        if !self.dequantised.is_empty()
+            && let Some(computed) = self.dequantised.get(&chosen.place)
+        {
+            return Some(Data::Made(Box::new(computed.clone())));
+        }
         let extent = file.extent(&tensor);
         Some(Data::Made(match Cast::new(tensor.dtype, chosen.dtype) {
             None => Box::new(Stored(extent)),

@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use choice::Choice;
-use side_files::GoingAlong;
+use side_files::{Config, GoingAlong};
 
 use super::file_names::{STEMS, index_of};
 use super::locate::Listing;
@@ -93,7 +93,7 @@ pub fn reshard(
 ///
 /// # Errors
 /// As [`reshard`]; all tensors that cannot become what was asked for, in one error:
-/// `unsupported-cast`, `name-collision`; `nothing-left`; `cast-value`.
+/// `unsupported-cast`, `quantized-weight`, `name-collision`; `quantized-config`; `nothing-left`; `cast-value`.
 ///
 /// ```
 /// use safeshard_core::{Checkpoint, ConvertOptions, Dtype, convert};
@@ -122,7 +122,10 @@ pub fn convert(
         dtype: options.dtype.clone(),
         ..LoadOptions::default()
     };
-    let mut choice = Choice::new(checkpoint, &load)?;
+    if options.dequantise.is_some() {
+        check_config(checkpoint, to)?;
+    }
+    let mut choice = Choice::new(checkpoint, &load, options.dequantise)?;
     if choice.is_empty() && checkpoint.tensors().next().is_some() {
         return Err(Error::new(Code::NothingLeft));
     }
@@ -133,9 +136,13 @@ pub fn convert(
     let is_single = is_file(to) || is_single(&choice, &save_options)?;
     Cancel::check(cancel)?;
     let metadata_left = metadata::keep(checkpoint, &choice, is_single, &mut save_options)?;
+    let config = match options.dequantise {
+        Some(_) => Config::WithoutQuantization,
+        None => Config::AsItIs,
+    };
     let find = |folder: &Path| match options.reshard.side_files {
         SideFiles::Leave => Ok(GoingAlong::default()),
-        SideFiles::Carry => GoingAlong::find(checkpoint, folder),
+        SideFiles::Carry => GoingAlong::find(checkpoint, folder, config),
     };
     // What cannot go along is said before anything is written; what goes is what is not there when the
     // folder is locked, and nothing of a dead save in it any more.
@@ -177,6 +184,18 @@ fn rights(checkpoint: &Checkpoint) -> Result<Rights> {
         let more = Rights::at(path)?.without_notes().of_a_copy();
         Ok(rights.and(more))
     })
+}
+
+/// Checks that no configuration will say of weights that they are quantised when they are not any more: what
+/// lies in the checkpoint's own folder stays as it is.
+fn check_config(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
+    let says_so = checkpoint.quantization().method.is_some();
+    match checkpoint.folder() {
+        Some(folder) if says_so && is_same(folder, &folder_of(to)) => {
+            Err(Error::new(Code::QuantizedConfig).at_path(folder.join("config.json")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks that a single file will not be taken for one of two checkpoints of the same name.

@@ -99,8 +99,13 @@ pub enum SideFiles {
 /// ```
 #[derive(Clone, Default)]
 pub struct ConvertOptions {
-    /// Which dtype a tensor is to have; what [`Cast`](crate::Cast) does not offer is an error.
+    /// Which dtype a tensor is to have; what [`Cast`](crate::Cast) does not offer is an error. Quantised
+    /// weights are treated as by [`LoadOptions::dtype`](crate::LoadOptions::dtype).
     pub dtype: Option<DtypeRule>,
+    /// What quantised weights become: `F32`, `BF16` or `F16`, by the rules of
+    /// [`Checkpoint::dequantised`](crate::Checkpoint::dequantised). Their scales are not written. If
+    /// `config.json` goes along, it goes without what it says of the quantisation.
+    pub dequantise: Option<Dtype>,
     /// Which names are kept, as stored; `None` for all.
     pub filter: Option<Filter>,
     /// What a stored name becomes; two names must not become one.
@@ -111,7 +116,7 @@ pub struct ConvertOptions {
 
 impl ConvertOptions {
     /// `F64`, `F32`, `BF16` and `F16` become this dtype. Integers, booleans and complex numbers stay as
-    /// they are, and so do floats of 8 bits and fewer, which mean nothing without their scales.
+    /// they are, and so do floats of 8 bits and fewer; a quantised weight is refused.
     pub fn floats_as(dtype: Dtype) -> Self {
         Self {
             dtype: Some(Arc::new(move |_, stored| match stored {
@@ -127,6 +132,7 @@ impl fmt::Debug for ConvertOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConvertOptions")
             .field("dtype", &self.dtype.is_some())
+            .field("dequantise", &self.dequantise)
             .field("filter", &self.filter.is_some())
             .field("rename", &self.rename.is_some())
             .field("reshard", &self.reshard)

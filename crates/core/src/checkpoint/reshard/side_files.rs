@@ -5,14 +5,17 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value};
+
 use super::is_same;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::quantized::QUANTIZATION_KEYS;
 use crate::error::{Code, Error, Result};
 use crate::io::durability::Durability;
 use crate::io::publish::Stage;
 use crate::io::rights::Rights;
 use crate::io::sink::{Origin, Sink};
-use crate::io::source::{FileSource, ReadAt, describe, read_vec};
+use crate::io::source::{FileSource, MemorySource, ReadAt, describe, read_vec};
 
 /// Larger files are data. The largest tokenizers have some 30 MB.
 const LARGEST: u64 = 128 << 20;
@@ -39,10 +42,20 @@ const WEIGHTS: [&str; 18] = [
     ".distcp",
 ];
 
+/// How `config.json` goes along.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Config {
+    #[default]
+    AsItIs,
+    /// Without the entry that would have readers look for scales.
+    WithoutQuantization,
+}
+
 /// Files that go along.
 #[derive(Debug, Default)]
 pub(super) struct GoingAlong {
     from: PathBuf,
+    config: Config,
     /// Names of those that are to be copied.
     files: Vec<String>,
     /// Those that were there before, the same.
@@ -55,8 +68,11 @@ impl GoingAlong {
     ///
     /// # Errors
     /// `side-file-differs`; `side-file-kind` for what is no file, or a link that leads elsewhere; `io`.
-    pub(super) fn find(checkpoint: &Checkpoint, to: &Path) -> Result<Self> {
-        let mut found = Self::default();
+    pub(super) fn find(checkpoint: &Checkpoint, to: &Path, config: Config) -> Result<Self> {
+        let mut found = Self {
+            config,
+            ..Self::default()
+        };
         let Some(from) = checkpoint.folder().filter(|from| !is_same(from, to)) else {
             return Ok(found);
         };
@@ -84,7 +100,7 @@ impl GoingAlong {
                 continue;
             }
             check_kind(listed, &name)?;
-            match is_there(from, to, &name)? {
+            match found.is_there(to, &name)? {
                 true => found.there.push(name),
                 false => found.files.push(name),
             }
@@ -105,8 +121,15 @@ impl GoingAlong {
             let source = FileSource::open(&path)?;
             let (stage, descriptor) = Stage::create(folder, name, &rights)?;
             let copy = || {
-                let mut sink = Sink::new(&descriptor, source.len(), durability, Origin::Files)?;
-                sink.copy(&source, 0..source.len())?;
+                let edited = self.edited(name, &source)?;
+                let len = edited
+                    .as_ref()
+                    .map_or(source.len(), |bytes| bytes.len() as u64);
+                let mut sink = Sink::new(&descriptor, len, durability, Origin::Files)?;
+                match edited {
+                    Some(bytes) => sink.write(&bytes)?,
+                    None => sink.copy(&source, 0..source.len())?,
+                }
                 source.check_unchanged()?;
                 sink.finish()
             };
@@ -114,6 +137,36 @@ impl GoingAlong {
             Ok(stage)
         });
         stages.collect()
+    }
+
+    /// What goes along in place of a file, where it is not the file itself.
+    fn edited(&self, name: &str, file: &FileSource) -> Result<Option<Vec<u8>>> {
+        if self.config == Config::AsItIs || name != "config.json" {
+            return Ok(None);
+        }
+        Ok(without_quantization(&read_vec(file, 0, file.len())?))
+    }
+
+    /// Whether what goes along is there already.
+    fn is_there(&self, to: &Path, name: &str) -> Result<bool> {
+        let path = to.join(name);
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(false),
+            Err(error) => return Err(Error::io(Code::Io, error).at_path(path)),
+            Ok(_) => {}
+        }
+        let differs = || Error::new(Code::SideFileDiffers).at_path(&path);
+        let there = FileSource::open(&path).map_err(|_| differs())?;
+        let file = FileSource::open(self.from.join(name))?;
+        let is_same = match self.edited(name, &file)? {
+            Some(bytes) => is_equal(&MemorySource::new(bytes), &there)?,
+            None => is_equal(&file, &there)?,
+        };
+        match is_same {
+            true => Ok(true),
+            false => Err(differs()),
+        }
     }
 
     /// Names of those that went along, and of those that did not.
@@ -158,24 +211,7 @@ fn is_part(checkpoint: &Checkpoint, name: &str) -> bool {
         || checkpoint.files().iter().any(|file| file.name() == name)
 }
 
-/// Whether the very same file is there already.
-fn is_there(from: &Path, to: &Path, name: &str) -> Result<bool> {
-    let path = to.join(name);
-    match fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        Err(error) if error.kind() == ErrorKind::NotADirectory => return Ok(false),
-        Err(error) => return Err(Error::io(Code::Io, error).at_path(path)),
-        Ok(_) => {}
-    }
-    let differs = || Error::new(Code::SideFileDiffers).at_path(&path);
-    let there = FileSource::open(&path).map_err(|_| differs())?;
-    match is_equal(&FileSource::open(from.join(name))?, &there)? {
-        true => Ok(true),
-        false => Err(differs()),
-    }
-}
-
-fn is_equal(one: &FileSource, other: &FileSource) -> Result<bool> {
+fn is_equal(one: &dyn ReadAt, other: &dyn ReadAt) -> Result<bool> {
     const PIECE: u64 = 1 << 20;
     let len = one.len();
     let mut is_equal = len == other.len();
@@ -186,4 +222,20 @@ fn is_equal(one: &FileSource, other: &FileSource) -> Result<bool> {
         at += piece;
     }
     Ok(is_equal)
+}
+
+/// A configuration without its entry of the quantisation; `None` where it has none, or is no JSON.
+fn without_quantization(json: &[u8]) -> Option<Vec<u8>> {
+    let mut config: Map<String, Value> = serde_json::from_slice(json).ok()?;
+    let mut was_there = false;
+    for key in QUANTIZATION_KEYS {
+        was_there |= config.shift_remove(key).is_some();
+        // Of a model with several parts, the language model's.
+        if let Some(Value::Object(text)) = config.get_mut("text_config") {
+            was_there |= text.shift_remove(key).is_some();
+        }
+    }
+    let mut text = serde_json::to_vec_pretty(&config).ok()?;
+    text.push(b'\n');
+    was_there.then_some(text)
 }
