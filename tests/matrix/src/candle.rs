@@ -1,7 +1,6 @@
 //! candle, with safeshard's adapter.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};
 use safeshard_candle::{Weights, tensor_to_save};
@@ -22,7 +21,7 @@ pub(crate) fn tensors(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> 
     to_save.collect()
 }
 
-pub(crate) fn load(checkpoint: Arc<Checkpoint>) -> Result<BTreeMap<String, Found>, Refusal> {
+pub(crate) fn load(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Found>, Refusal> {
     let weights = Weights::open_with(checkpoint, &LoadOptions::default())?;
     let (tensors, _) = weights.load(&Device::Cpu)?;
     Ok(tensors

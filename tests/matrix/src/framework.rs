@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
 use safeshard_core::{Checkpoint, Dtype, Durability, Error, SaveOptions, ShardSize};
 use tempfile::TempDir;
@@ -48,7 +47,7 @@ impl Framework {
             Self::Ndarray => ndarray::tensors(case)?,
         };
         if way == Way::Memory {
-            return Ok(Saved::Memory(Checkpoint::from_tensors(tensors)?.into()));
+            return Ok(Saved::Memory(Checkpoint::from_tensors(tensors)?));
         }
         safeshard_core::save(tensors, folder.path(), &way.options())?;
         Ok(Saved::Folder(folder))
@@ -70,8 +69,8 @@ impl Framework {
             Self::Ndarray => ndarray::load,
         };
         match saved {
-            Saved::Folder(folder) => load(Checkpoint::open(folder.path())?.into()),
-            Saved::Memory(checkpoint) => load(Arc::clone(checkpoint)),
+            Saved::Folder(folder) => load(&Checkpoint::open(folder.path())?),
+            Saved::Memory(checkpoint) => load(checkpoint),
         }
     }
 
@@ -148,7 +147,7 @@ impl Way {
 /// What others can load from.
 pub(crate) enum Saved {
     Folder(TempDir),
-    Memory(Arc<Checkpoint>),
+    Memory(Checkpoint),
 }
 
 impl Saved {

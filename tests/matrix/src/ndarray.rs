@@ -1,7 +1,6 @@
 //! ndarray, with safeshard's adapter.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use bytemuck::AnyBitPattern;
 use ndarray::{Array1, ArrayD, ArrayViewD, Axis, IxDyn, Slice};
@@ -67,8 +66,8 @@ pub(crate) fn tensors(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> 
     Ok(tensors)
 }
 
-pub(crate) fn load(checkpoint: Arc<Checkpoint>) -> Result<BTreeMap<String, Found>, Refusal> {
-    let (arrays, _) = load_with(&checkpoint, &LoadOptions::default())?;
+pub(crate) fn load(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Found>, Refusal> {
+    let (arrays, _) = load_with(checkpoint, &LoadOptions::default())?;
     let found = arrays
         .into_iter()
         .map(|(name, array)| (name, found(&array)));

@@ -1,7 +1,6 @@
 //! tch, with safeshard's adapter.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use safeshard_core::{Checkpoint, Dtype, LoadOptions, SaveTensor};
 use safeshard_tch::{load_with, tensor_to_save};
@@ -26,8 +25,8 @@ pub(crate) fn tensors(case: &Case) -> Result<Vec<SaveTensor<'static>>, Refusal> 
     to_save.collect()
 }
 
-pub(crate) fn load(checkpoint: Arc<Checkpoint>) -> Result<BTreeMap<String, Found>, Refusal> {
-    let (tensors, _) = load_with(&checkpoint, Device::Cpu, &LoadOptions::default())?;
+pub(crate) fn load(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Found>, Refusal> {
+    let (tensors, _) = load_with(checkpoint, Device::Cpu, &LoadOptions::default())?;
     let found = tensors
         .into_iter()
         .map(|(name, tensor)| Ok((name, found(&tensor)?)));

@@ -73,7 +73,7 @@ fn every_entry_point_takes_an_open_checkpoint() {
         load(&checkpoint, CPU).unwrap()["w"].clone(),
         load_with(&checkpoint, CPU, &options).unwrap().0["w"].clone(),
         tensor(&checkpoint, "w", CPU).unwrap(),
-        slice(&checkpoint, "w", &[0..4], CPU).unwrap(),
+        slice(&checkpoint, "w", &[0..4, 0..3], CPU).unwrap(),
         vb.get((4, 3), "w").unwrap(),
         vars.all_vars()[0].as_tensor().clone(),
         map.all_vars()[0].as_tensor().clone(),
