@@ -8,10 +8,11 @@ use public_api::{Builder, PublicItem};
 
 use crate::{Result, Tree, ci, step};
 
-const CRATES: [&str; 5] = [
+const CRATES: [&str; 6] = [
     "safeshard",
     "safeshard-candle",
     "safeshard-core",
+    "safeshard-import",
     "safeshard-ndarray",
     "safeshard-tch",
 ];

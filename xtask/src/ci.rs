@@ -38,7 +38,7 @@ pub(crate) fn doc(tree: &Tree) -> Result<Command> {
     for program in ["safeshard-bench", "safeshard-matrix", "xtask"] {
         doc.args(["--exclude", program]);
     }
-    doc.args(["--features", "candle,digest,ndarray,tch"]);
+    doc.args(["--features", "candle,digest,import,ndarray,tch"]);
     setup::add_libtorch(&mut doc, &setup::python(tree)?)?;
     Ok(doc)
 }

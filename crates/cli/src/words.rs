@@ -58,6 +58,10 @@ const WORDS: &[(&str, &str)] = &[
     ),
     ("load it as ", "leave it as "),
     (
+        "`Checkpoint::dequantised` multiplies it",
+        "`--dequantize` multiplies it",
+    ),
+    (
         "write one with `write_index`, or open the list of files",
         "write one with `safeshard index --write`",
     ),
