@@ -110,11 +110,14 @@ impl Prefix {
                 .at_offset(0)
                 .expected(format_args!("at most {limit} bytes"))
                 .found(header_len);
+            // Nobody writes so much, and where it is, no limit is of use.
+            let error = match beyond.is_some() || header_len > u64::from(u32::MAX) {
+                true => error.help("the file is damaged: fetch it again"),
+                false => error,
+            };
+            // How long the file is may not be known.
             return Err(match beyond {
-                Some(_) => error.help("the file is shorter: it is damaged, fetch it again"),
-                None if header_len > u64::from(u32::MAX) => {
-                    error.help("nobody writes such a header")
-                }
+                Some(_) => error,
                 None => foreign(error),
             });
         }

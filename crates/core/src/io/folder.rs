@@ -16,7 +16,7 @@ use crate::error::{Code, Error, Result};
 ///
 /// Names are those of files in it, or of files below it: then `/` separates. Implement it for a place of
 /// your own and open it with [`Checkpoint::open_place`](crate::Checkpoint::open_place);
-/// [`contract::check_folder`](crate::contract::check_folder) checks what is asked for here.
+/// `contract::check_folder`, with the feature `contract`, checks what is asked for here.
 pub trait Folder: Any + Debug + Send + Sync {
     /// The names of what is in it, in any order: of files, and of folders where it has them, but of nothing
     /// that is in these. Where nobody can list it, those of the usual names that are there will do.

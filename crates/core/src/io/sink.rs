@@ -14,6 +14,7 @@ use super::durability::Durability;
 use super::source::FileSource;
 use super::transfer::{BUFFER, copied_by_system, read_through};
 use crate::error::{Code, Error, Result};
+use crate::limits::room;
 
 /// Below this, the page cache is no slower.
 const WORTH_DIRECT: u64 = 16 << 20;
@@ -78,7 +79,11 @@ impl<'f> Sink<'f> {
         };
         let way = match direct {
             Some(direct) => Way::Direct(direct),
-            None => Way::Cached(BufWriter::with_capacity(GATHER, file)),
+            None => {
+                // The writer's own request would end the process where there is no memory.
+                drop(room::<u8>(GATHER)?);
+                Way::Cached(BufWriter::with_capacity(GATHER, file))
+            }
         };
         Ok(Self {
             file,
