@@ -8,7 +8,7 @@ use safeshard_candle::{
     LoadOptions, VarMapExt, Weights, floats_as, load, load_with, slice, tensor, tensor_to_save,
     var_builder,
 };
-use safeshard_core::{Cancel, Checkpoint, Code};
+use safeshard_core::{Cancel, Checkpoint, Code, SaveTensor};
 use safetensors::Dtype;
 
 use crate::support::{Probe, Stored, bytes, same_memory, write, write_shards};
@@ -231,4 +231,39 @@ fn a_cancelled_load_gives_nothing() {
     assert_eq!(weights.load(CPU).unwrap_err().code(), Code::Cancelled);
     let message = vb.get(4, "a").unwrap_err().to_string();
     assert!(message.contains("cancelled"), "{message}");
+}
+
+#[test]
+fn a_quantised_weight_is_never_cast_without_its_scale() {
+    let scale = 0.5f32.to_le_bytes().to_vec();
+    let tensors = vec![
+        SaveTensor::new(
+            "l.weight",
+            safeshard_core::Dtype::F8E4M3,
+            [1, 2],
+            vec![0x40, 0x44],
+        ),
+        SaveTensor::new(
+            "l.weight_scale_inv",
+            safeshard_core::Dtype::F32,
+            [1, 1],
+            scale,
+        ),
+    ];
+    let checkpoint = Checkpoint::from_tensors(tensors).unwrap();
+    let refused = load_with(&checkpoint, CPU, &floats_as(DType::BF16)).unwrap_err();
+    assert_eq!(refused.code(), Code::QuantizedWeight);
+    let vb = var_builder(&checkpoint, DType::F32, CPU).unwrap();
+    let refused = vb.get((1, 2), "l.weight").unwrap_err().to_string();
+    assert!(refused.contains("l.weight_scale_inv"), "{refused}");
+    let vars = VarMap::new();
+    vars.get((1, 2), "l.weight", Init::Const(0.), DType::F32, CPU)
+        .unwrap();
+    vars.load_checkpoint(&checkpoint, &LoadOptions::default())
+        .unwrap_err();
+    // 2 and 3, halved.
+    let values = checkpoint.dequantised(safeshard_core::Dtype::F32).unwrap();
+    let vb = var_builder(&values, DType::F32, CPU).unwrap();
+    let weight = vb.get((1, 2), "l.weight").unwrap();
+    assert_eq!(weight.to_vec2::<f32>().unwrap(), [[1.0, 1.5]]);
 }
