@@ -56,11 +56,9 @@ const WORDS: &[(&str, &str)] = &[
         "`Unsupported::Skip` leaves it out",
         "`--exclude` leaves it out",
     ),
+    ("asked for as ", "by `--dtype-for` as "),
     ("load it as ", "leave it as "),
-    (
-        "`Checkpoint::dequantised` multiplies it",
-        "`--dequantize` multiplies it",
-    ),
+    ("`Checkpoint::dequantised` to ", "--dequantize "),
     (
         "write one with `write_index`, or open the list of files",
         "write one with `safeshard index --write`",

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use regex::Regex;
 use safeshard_core::{
-    Checkpoint, Code, ConvertOptions, Dtype, DtypeRule, Error, Filter, QuantizedTensor, Rename,
-    ReshardReport, convert,
+    Checkpoint, Code, ConvertOptions, Dtype, DtypeRule, Error, Filter, Rename, ReshardReport,
+    convert,
 };
 use safeshard_import::{ImportOptions, PickledCode};
 
@@ -77,7 +77,7 @@ pub(crate) struct Args {
 
 pub(super) fn run(args: &Args, session: &Session) -> Result {
     let checkpoint = args.places.open(session, &import(args))?;
-    check_quantized(args, &checkpoint)?;
+    check_companions(args, &checkpoint)?;
     warn_of_idle_patterns(args, &checkpoint);
     let bar = Places::bar(session);
     let options = ConvertOptions {
@@ -116,65 +116,31 @@ fn dtype_rule(args: &Args) -> DtypeRule {
     })
 }
 
-/// Checks that no dtype is asked for that a quantised weight, or what it is read with, cannot have.
-fn check_quantized(args: &Args, checkpoint: &Checkpoint) -> Result<()> {
-    let quantization = checkpoint.quantization();
-    let filter = filter(args);
-    let is_wanted = |name: &str| filter.as_ref().is_none_or(|filter| filter(name));
+/// Checks that no pattern gives a dtype to what a quantised weight is read with. The library cannot tell that
+/// from a rule for all floats, by which it keeps its dtype.
+fn check_companions(args: &Args, checkpoint: &Checkpoint) -> Result<()> {
+    let is_wanted = filter(args).unwrap_or_else(|| Arc::new(|_| true));
     let named = |name: &str| {
         let mut rules = args.dtype_for.iter();
-        rules
-            .find(|(names, _)| names.is_match(name))
-            .map(|(_, dtype)| *dtype)
+        let rule = rules.find(|(names, _)| names.is_match(name));
+        rule.map(|(_, dtype)| *dtype)
     };
+    let weights = checkpoint.quantization().tensors.iter();
+    let companions = weights.flat_map(|weight| &weight.companions);
     let mut problems = Vec::new();
-    for weight in quantization
-        .tensors
-        .iter()
-        .filter(|weight| is_wanted(&weight.name))
-    {
-        let stored = checkpoint.info(&weight.name)?.dtype;
-        let asked = named(&weight.name)
-            .or(args.dtype)
-            .filter(|dtype| *dtype != stored);
-        if let (Some(dtype), None) = (asked, args.dequantize) {
-            problems.push(refused(weight, stored, dtype));
-        }
-        let companions = weight.companions.iter().filter(|it| is_wanted(&it.name));
-        for companion in companions {
-            let stored = checkpoint.info(&companion.name)?.dtype;
-            if let Some(dtype) = named(&companion.name).filter(|dtype| *dtype != stored) {
-                let problem = Error::new(Code::QuantizedCompanion).in_tensor(&companion.name);
-                let found = format!("`--dtype-for` makes {dtype} of it");
-                problems.push(
-                    problem
-                        .expected(stored)
-                        .found(found)
-                        .help("leave it out of the pattern"),
-                );
-            }
+    for name in companions.map(|it| &it.name).filter(|name| is_wanted(name)) {
+        let stored = checkpoint.info(name)?.dtype;
+        if let Some(dtype) = named(name).filter(|dtype| *dtype != stored) {
+            let problem = Error::new(Code::QuantizedCompanion).in_tensor(name);
+            let problem = problem.expected(stored);
+            let problem = problem.found(format_args!("`--dtype-for` makes {dtype} of it"));
+            problems.push(problem.help("leave it out of the pattern"));
         }
     }
     match problems.is_empty() {
         true => Ok(()),
         false => Err(Error::all(problems).into()),
     }
-}
-
-fn refused(weight: &QuantizedTensor, stored: Dtype, dtype: Dtype) -> Error {
-    let scheme = weight.scheme.description();
-    let found = match weight.scale() {
-        Some(scale) => format!("{scheme}, whose scale is `{scale}`, asked for as {dtype}"),
-        None => format!("{scheme}, without a scale, asked for as {dtype}"),
-    };
-    let help = match weight.can_be_dequantised() {
-        true => format!(
-            "`--dequantize {dtype}` multiplies it; `--dtype-for 'REGEX={stored}'` keeps its numbers"
-        ),
-        false => format!("`--dtype-for 'REGEX={stored}'` keeps its numbers"),
-    };
-    let error = Error::new(Code::QuantizedWeight).in_tensor(&weight.name);
-    error.found(found).help(help)
 }
 
 fn filter(args: &Args) -> Option<Filter> {

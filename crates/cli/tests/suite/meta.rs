@@ -321,3 +321,42 @@ fn of_shards_every_header_is_changed_in_one_commit() {
     meta(&at("one.safetensors"), &["set", "--shards", "format=pt"]).ended(0);
     assert_eq!(read(&at("one.safetensors")).0, pairs(&[("format", "pt")]));
 }
+
+/// Whatever has the names of the checkpoint's old files, only what is written again may go.
+#[test]
+fn no_file_goes_with_old_headers_that_the_index_does_not_name() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let shard = "model-00001-of-00001.safetensors";
+    let alone = "model-00001-of-00002.safetensors";
+    for (name, tensor) in [(shard, "a"), (alone, "a"), ("model.safetensors", "a")] {
+        write(&at(name), &[floats(tensor, &[1.0])]);
+    }
+    let index = |file: &str| json!({"weight_map": {"a": file}}).to_string();
+    // The two spellings of one variant's index, which each name another file; and a single file.
+    fs::write(at("model.safetensors.index.json"), index(shard)).unwrap();
+    let set = "set --shards format=pt";
+    let before = names(folder.path());
+    let line = format!("safeshard meta . --prefer index {set}");
+    let Run { stderr, .. } = shell(folder.path(), &line).ended(2);
+    assert!(
+        stderr.contains("would-be-lost") && stderr.contains("model.safetensors"),
+        "{stderr}"
+    );
+    assert_eq!(names(folder.path()), before);
+
+    fs::remove_file(at("model.safetensors")).unwrap();
+    fs::remove_file(at("model.safetensors.index.json")).unwrap();
+    fs::write(at("model.fp16.safetensors.index.json"), index(shard)).unwrap();
+    fs::write(at("model.safetensors.index.fp16.json"), index(alone)).unwrap();
+    let before = names(folder.path());
+    for file in [
+        "model.fp16.safetensors.index.json",
+        "model.safetensors.index.fp16.json",
+    ] {
+        let Run { stderr, .. } =
+            shell(folder.path(), &format!("safeshard meta {file} {set}")).ended(2);
+        assert!(stderr.contains("would-be-lost"), "{stderr}");
+    }
+    assert_eq!(names(folder.path()), before);
+}

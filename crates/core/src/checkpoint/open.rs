@@ -45,6 +45,14 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
+    /// The same, but that a dtype of tomorrow stops nothing.
+    pub(super) fn keeping_unknown(&self) -> Self {
+        Self {
+            unknown_dtype: UnknownDtype::Keep,
+            ..self.clone()
+        }
+    }
+
     pub(super) fn header(&self) -> HeaderOptions {
         HeaderOptions {
             profile: self.profile,

@@ -138,6 +138,24 @@ impl TargetFolder {
         }
     }
 
+    /// That of all files with tensors only these go when an index is committed.
+    ///
+    /// # Errors
+    /// `would-be-lost` for a single file, or a shard that only another index names.
+    pub(in crate::checkpoint) fn check_goes(&self, shards: &[&str]) -> Result<()> {
+        let mut goes = self.replaced.superseded_by(&self.names.index()).into_iter();
+        let other = goes.find(|entry| {
+            index_of(&entry.name).is_none() && !shards.contains(&entry.name.as_str())
+        });
+        match other {
+            None => Ok(()),
+            Some(entry) => Err(Error::new(Code::WouldBeLost)
+                .at_path(self.folder().join(entry.name))
+                .found("a file that the index does not name")
+                .help("move it away first")),
+        }
+    }
+
     /// Who may read and write a new file with tensors that replaces none: those who may read those of the
     /// checkpoint that is replaced.
     pub(in crate::checkpoint) fn rights(&self) -> &Rights {

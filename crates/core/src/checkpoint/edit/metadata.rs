@@ -9,7 +9,7 @@ use crate::checkpoint::index::Index;
 use crate::checkpoint::locate::cache_snapshot;
 use crate::checkpoint::open::{OpenOptions, read_header};
 use crate::error::{Code, Error, Result};
-use crate::format::header::{Header, UnknownDtype};
+use crate::format::header::Header;
 use crate::format::json_edit::{Document, Order, with_metadata};
 use crate::io::engine::ReadOptions;
 use crate::io::source::{FileSource, ReadAt, read_vec};
@@ -71,10 +71,7 @@ pub fn change_metadata(
 ) -> Result<MetadataWrite> {
     let path = path.as_ref();
     // Whatever its dtype: no tensor is touched.
-    let open = OpenOptions {
-        unknown_dtype: UnknownDtype::Keep,
-        ..open.clone()
-    };
+    let open = open.keeping_unknown();
     let folder = match path.is_dir() {
         true => cache_snapshot(path).unwrap_or_else(|| path.to_path_buf()),
         false => folder_of(path).to_path_buf(),

@@ -15,7 +15,6 @@ use crate::checkpoint::names::natural_order;
 use crate::checkpoint::open::OpenOptions;
 use crate::checkpoint::shard_file::ShardFile;
 use crate::error::{Code, Error, Result};
-use crate::format::header::UnknownDtype;
 use crate::io::durability::Durability;
 use crate::io::engine::ReadOptions;
 use crate::io::rights::Rights;
@@ -30,7 +29,8 @@ use crate::io::source::FileSource;
 /// size once more on the disk meanwhile.
 ///
 /// # Errors
-/// As [`change_metadata`]; `index-missing` for several files without an index.
+/// As [`change_metadata`]; `index-missing` for several files without an index; `would-be-lost` where a single
+/// file, or a shard of another index, would go with the old shards.
 ///
 /// ```
 /// use safeshard_core::{
@@ -61,10 +61,7 @@ pub fn change_shard_metadata(
 ) -> Result<MetadataWrite> {
     let path = path.as_ref();
     // Whatever its dtype: no tensor is touched.
-    let open = OpenOptions {
-        unknown_dtype: UnknownDtype::Keep,
-        ..open.clone()
-    };
+    let open = open.keeping_unknown();
     let before = Checkpoint::open_with(path, &open)?;
     let Some(index) = before.index() else {
         return match before.files() {
@@ -73,7 +70,7 @@ pub fn change_shard_metadata(
         };
     };
     let folder = index.path().parent().unwrap_or(Path::new(""));
-    // Nothing is lost: what the index does not list goes from the old shards into the new ones.
+    // What the index does not list goes from the old shards into the new ones.
     let cancel = read.cancel.as_ref();
     let to = TargetFolder::open(
         folder,
@@ -97,6 +94,8 @@ pub fn change_shard_metadata(
     if !differs {
         return Ok(MetadataWrite::Nothing);
     }
+    let old: Vec<_> = shards.iter().map(|(_, shard)| shard.name()).collect();
+    to.check_goes(&old)?;
     let names = to.shard_names(shards.len())?;
     let mut stages = Vec::with_capacity(shards.len());
     for ((_, shard), name) in shards.iter().zip(&names) {

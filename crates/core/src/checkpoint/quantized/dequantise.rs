@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::{QuantizedTensor, Role, Scheme, incomplete};
 use crate::checkpoint::capped::Capped;
+use crate::checkpoint::load::unknown_dtype;
 use crate::checkpoint::save::SaveTensor;
 use crate::checkpoint::{Checkpoint, ShardFile};
 use crate::error::{Code, Error, Result};
@@ -35,7 +36,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Every weight of which that cannot be had, in one error: `quantized-weight` for another scheme,
-    /// `quantized-incomplete`, `quantized-shape`; `unsupported-cast` for another dtype.
+    /// `quantized-incomplete`, `quantized-shape`; `unsupported-cast` for another dtype; `unknown-dtype`.
     ///
     /// ```
     /// use safeshard_core::{Checkpoint, Dtype, SaveTensor};
@@ -68,6 +69,9 @@ impl Checkpoint {
                 Ok(tensor) => tensors.push(tensor),
                 Err(error) => problems.push(|| error),
             }
+        }
+        for tensor in self.unsupported() {
+            problems.push(|| unknown_dtype(tensor.name, tensor.dtype));
         }
         problems.into_result()?;
         let mut checkpoint = Self::from_tensors(tensors)?;

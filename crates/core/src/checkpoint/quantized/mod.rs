@@ -398,9 +398,9 @@ fn refusal(weight: &QuantizedTensor, tensor: &TensorInfo<'_>, wanted: Dtype) -> 
     let stored = tensor.dtype;
     error.found(found).help(match weight.can_be_dequantised() {
         true => format!(
-            "`Checkpoint::dequantised` multiplies it; as {stored} its numbers come as they are stored"
+            "`Checkpoint::dequantised` to {wanted} multiplies it; asked for as {stored}, its numbers stay as stored"
         ),
-        false => format!("as {stored} its numbers come as they are stored"),
+        false => format!("asked for as {stored}, its numbers stay as stored"),
     })
 }
 
